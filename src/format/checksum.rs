@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn parts_and_combination_equal_the_whole() {
-        let bytes: Vec<u8> = (0..100_003u32).map(|i| (i * 7919 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..100_003u32).map(|i| ((i * 7919) >> 3) as u8).collect();
         let whole = crc32c(&bytes);
         for cut in [0, 1, 63, 64, 65_537, bytes.len()] {
             let (a, b) = bytes.split_at(cut);

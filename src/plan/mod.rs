@@ -8,6 +8,7 @@ mod name;
 mod range_set;
 
 pub use cell_sums::CellSums;
+pub(crate) use entry::first_16;
 pub use entry::{
     Digest16, EntryHeader, EntryKind, MAX_ALIASES, MAX_DIMENSIONS, MAX_ENTRIES, MAX_ENTRY_SOURCES,
     Order, SourceKey, SourceState, digest_entries,

@@ -154,6 +154,11 @@ impl FileNames {
         self.folded.insert(file.to_ascii_lowercase());
     }
 
+    /// Frees a name whose file is given up.
+    pub fn release(&mut self, file: &str) {
+        self.folded.remove(&file.to_ascii_lowercase());
+    }
+
     /// The file for a tensor: `<safe name>.npy`.
     pub fn tensor(&mut self, name: &str) -> String {
         self.pick(name, ".npy", "")

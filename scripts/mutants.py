@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Shows that the ordinary checks notice deliberately broken builds.
+
+Each `__mutant_…` cargo feature takes one safeguard out of the program. The detectors below are the
+checks that every build runs; they do not know the mutants. The unmutated build must pass all of
+them, and each mutant must be failed by at least one. Otherwise a check is blind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+DETECTORS: dict[str, list[str]] = {
+    "sync order": ["scripts/check_sync_order.py"],
+    "sync order, group": ["scripts/check_sync_order.py", "--durability", "group", "--small", "80"],
+    "corruption": ["tests/tools/corruption_check.py"],
+    "source change": ["tests/tools/source_change_check.py"],
+}
+"""Title -> command; `--binary PATH` is added."""
+
+MUTANTS = {
+    "__mutant_ack_before_sync": "acks before the journal is synced",
+    "__mutant_journal_first": "writes the journal record before the data is synced",
+    "__mutant_no_dir_fsync": "never syncs a directory",
+    "__mutant_no_crc": "does not compare checksums of chunks",
+    "__mutant_no_ctime": "leaves ctime out of fingerprints",
+}
+"""Feature -> what it breaks."""
+
+TIMEOUT_S = 900
+
+
+def build(feature: str | None) -> Path:
+    """Builds one binary in the dev profile and moves it aside, so that the next build leaves it alone."""
+    target = REPOSITORY / "target" / "mutants"
+    command = [
+        "cargo",
+        "build",
+        "--bin",
+        "tensorferry",
+        "--target-dir",
+        str(target),
+        "--message-format",
+        "json-render-diagnostics",
+    ]
+    if feature:
+        command += ["--features", feature]
+    built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    if built.returncode != 0:
+        sys.exit(f"failed: {' '.join(command)}")
+    made = [m for m in map(json.loads, built.stdout.splitlines()) if m.get("executable")]
+    binary = target / "bin" / (feature or "unmutated")
+    binary.parent.mkdir(exist_ok=True)
+    Path(made[-1]["executable"]).replace(binary)
+    return binary
+
+
+def binary_of(feature: str | None, folder: Path | None) -> Path:
+    """A binary made before, or a fresh build."""
+    return folder / (feature or "unmutated") if folder else build(feature)
+
+
+def detect(binary: Path, command: list[str]) -> tuple[str, str]:
+    """`pass`, `FAIL` or `n/a` (the detector could not run), and the end of what it printed."""
+    full = [sys.executable, *command, "--binary", str(binary)]
+    # CI=true: a detector that cannot run must not look like one that passed.
+    try:
+        run = subprocess.run(
+            full,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=os.environ | {"CI": "true"},
+        )
+    except subprocess.TimeoutExpired:
+        return "FAIL", f"still running after {TIMEOUT_S} s"
+    last = " | ".join(run.stdout.strip().splitlines()[-2:])
+    if "not run:" in run.stdout:
+        return "n/a", last
+    return ("pass" if run.returncode == 0 else "FAIL"), last
+
+
+def main() -> int:
+    """Exit status 0 when the unmutated build passes everything and every mutant is noticed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--build", action="store_true", help="build every mutant with cargo")
+    how.add_argument(
+        "--binaries",
+        type=lambda text: Path(text).resolve(),
+        metavar="DIR",
+        help="take the binaries from here: `unmutated` and one named like each feature",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="run every detector on every mutant, not only until one notices it"
+    )
+    args = parser.parse_args()
+    width = max(map(len, MUTANTS)) + 2
+    print(" " * width + "".join(f"{title:>{len(title) + 2}}" for title in DETECTORS) + "  result", flush=True)
+    ok = True
+    details: list[str] = []
+    for feature in (None, *MUTANTS):
+        started = time.monotonic()
+        binary = binary_of(feature, args.binaries)
+        print(f"{feature or 'unmutated':<{width}}", end="", flush=True)
+        seen: list[str] = []
+        for title, command in DETECTORS.items():
+            noticed = feature and not args.all and "FAIL" in seen
+            outcome, output = ("-", "") if noticed else detect(binary, command)
+            seen.append(outcome)
+            print(f"{outcome:>{len(title) + 2}}", end="", flush=True)
+            if outcome in ("n/a", "FAIL"):
+                details.append(f"{feature or 'unmutated'}, {title}: {output}")
+        good = "FAIL" in seen if feature else set(seen) == {"pass"}
+        if feature and not good:
+            details.append(f"{feature} ({MUTANTS[feature]}) was not noticed")
+        ok = ok and good
+        print(f"  {'ok' if good else 'BAD'} ({time.monotonic() - started:.0f} s)", flush=True)
+    print("", *details, sep="\n")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

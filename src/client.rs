@@ -1,0 +1,415 @@
+//! The client: reaches a server, pushes, asks.
+
+use crate::{
+    error::Error,
+    options::{HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions},
+    plan::{CheckpointName, Digest16, EntryKind, digest_entries},
+    protocol::{Layout, ManifestPromise, Open, OutFormat, Reason},
+    session::{
+        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, send, status_error,
+    },
+    source::SourceSet,
+    transfer::{Transfer, TransferReport},
+    wire::{LaneBody, PUSH_PATH, pb},
+};
+use http::{HeaderValue, Request, Version, header};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+use tonic::{
+    Status, Streaming,
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower_service::Service as _;
+
+/// Port of a server that names none.
+pub const DEFAULT_PORT: u16 = 7744;
+/// A server must take the connection within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waits between attempts double from the first to the second of these.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// A server, by address. Connections are made when they are needed.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    authority: String,
+}
+
+/// A published checkpoint or an unfinished transfer on a server.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckpointSummary {
+    /// Its name.
+    pub name: String,
+    /// Complete under its name, or still in staging.
+    pub published: bool,
+    /// Tensors and side files.
+    pub entry_count: u64,
+    /// Raw bytes known so far.
+    pub total_bytes: u64,
+    /// Raw bytes that are durable.
+    pub durable_bytes: u64,
+    /// A session is running now.
+    pub active: bool,
+    /// Seconds since 1970 of the last change.
+    pub modified_unix_seconds: u64,
+}
+
+impl Client {
+    /// A client of the server at `host` or `host:port`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when that is no address.
+    pub fn new(authority: &str) -> Result<Client, Error> {
+        let authority = with_port(authority);
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+            .map_err(|e| Error::Usage(format!("{authority:?} is not an address: {e}")))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .max_frame_size(HTTP2_FRAME_BYTES)
+            .initial_stream_window_size(HTTP2_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP2_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        Ok(Client { endpoint, authority })
+    }
+
+    /// `host:port`.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Pushes a checkpoint under a name, reconnecting as long as that helps.
+    /// Needs a tokio runtime.
+    pub fn push(&self, source: Arc<SourceSet>, name: &CheckpointName, options: PushOptions) -> Transfer {
+        self.push_as(source, name, name.as_str().to_owned(), options)
+    }
+
+    /// As [`Client::push`], with the text that stands for the target in the
+    /// identity of the transfer.
+    pub(crate) fn push_as(
+        &self,
+        source: Arc<SourceSet>,
+        name: &CheckpointName,
+        target: String,
+        options: PushOptions,
+    ) -> Transfer {
+        let progress = Arc::new(ProgressCell::default());
+        let (cancel, cancelled) = watch::channel(false);
+        let push = Push {
+            client: self.clone(),
+            context: SendContext {
+                source,
+                budget: Budget::new(options.budget_bytes),
+                budget_bytes: options.budget_bytes,
+                progress: Arc::clone(&progress),
+                cancel: cancelled,
+            },
+            name: name.clone(),
+            target,
+            options,
+        };
+        Transfer {
+            task: tokio::spawn(push.run()),
+            progress,
+            cancel,
+        }
+    }
+
+    /// Checkpoints and transfers whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<CheckpointSummary>, Error> {
+        let mut client = self.unary().await?;
+        let (mut out, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = pb::ListRequest { prefix: prefix.to_owned(), page_size: 0, page_token };
+            let page = client.list(request).await.map_err(|s| self.error(status_error(&s)))?.into_inner();
+            out.extend(page.checkpoints.into_iter().map(summary));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(out);
+            }
+        }
+    }
+
+    /// The manifest of a published checkpoint, as JSON.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or has none of that name.
+    pub async fn describe(&self, name: &CheckpointName) -> Result<Vec<u8>, Error> {
+        let request = pb::DescribeRequest { checkpoint: name.to_string() };
+        let mut client = self.unary().await?;
+        let response = client.describe(request).await.map_err(|s| self.error(status_error(&s)))?;
+        Ok(response.into_inner().manifest_json.to_vec())
+    }
+
+    /// Throws the unfinished transfer of a name away. Returns the durable bytes
+    /// lost, or `None` when there was none.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or a session of that name is running.
+    pub async fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, Error> {
+        let request = pb::DiscardRequest { checkpoint: name.to_string() };
+        let mut client = self.unary().await?;
+        let response = client.discard(request).await.map_err(|s| self.error(status_error(&s)))?;
+        let response = response.into_inner();
+        Ok(response.existed.then_some(response.discarded_bytes))
+    }
+
+    async fn unary(&self) -> Result<pb::ferry_client::FerryClient<Channel>, Error> {
+        let channel = self.connect().await.map_err(|e| self.error(e))?;
+        Ok(pb::ferry_client::FerryClient::new(channel).max_decoding_message_size(64 << 20))
+    }
+
+    async fn connect(&self) -> Result<Channel, SendError> {
+        self.endpoint.connect().await.map_err(|e| SendError::Disconnected {
+            message: innermost(&e),
+        })
+    }
+
+    /// Opens the control lane of a session.
+    async fn open_lane(&self) -> Result<SendLane, SendError> {
+        let mut channel = self.connect().await?;
+        let (out, body) = LaneBody::channel();
+        let mut request = Request::new(Body::new(body));
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = http::Uri::from_static(PUSH_PATH);
+        let headers = request.headers_mut();
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let disconnected = |e: &(dyn std::error::Error + 'static)| SendError::Disconnected { message: innermost(e) };
+        poll_fn(|cx| channel.poll_ready(cx)).await.map_err(|e| disconnected(&e))?;
+        let response = channel.call(request).await.map_err(|e| disconnected(&e))?;
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            return Err(status_error(&status));
+        }
+        let code = response.status();
+        let decoder = tonic_prost::ProstDecoder::<pb::ReceiverFrame>::default();
+        let frames = Streaming::new_response(decoder, response.into_body(), code, None, None);
+        Ok(SendLane { out, frames, _channel: channel })
+    }
+
+    fn error(&self, error: SendError) -> Error {
+        match error {
+            SendError::Disconnected { message } => Error::Transport {
+                endpoint: self.authority.clone(),
+                message,
+            },
+            other => other.into(),
+        }
+    }
+}
+
+/// One push with all its attempts.
+struct Push {
+    client: Client,
+    context: SendContext,
+    name: CheckpointName,
+    target: String,
+    options: PushOptions,
+}
+
+impl Push {
+    async fn run(mut self) -> Result<TransferReport, Error> {
+        let begun = Instant::now();
+        self.options.check()?;
+        let mut open = self.open();
+        self.context.progress.update(|p| {
+            p.total_bytes = self.context.source.total_bytes();
+        });
+        let mut fruitless = 0;
+        loop {
+            let before = self.context.progress.snapshot();
+            let error = match self.attempt(&open).await {
+                Ok(outcome) => return Ok(self.report(&outcome, begun)),
+                Err(error) => error,
+            };
+            if !is_retryable(&error) {
+                return Err(self.client.error(error));
+            }
+            let after = self.context.progress.snapshot();
+            // Only bytes that stay on the receiver count as progress.
+            fruitless = if after.durable_bytes > before.durable_bytes { 0 } else { fruitless + 1 };
+            if fruitless > self.options.retries {
+                return Err(self.client.error(error));
+            }
+            tracing::info!(%error, attempt = fruitless, "the connection failed; trying again");
+            // What an accepted --restart threw away must not be thrown away again.
+            open.restart &= after.session_count == before.session_count;
+            self.context.progress.update(|p| p.stage = Stage::Waiting);
+            self.wait(fruitless).await?;
+        }
+    }
+
+    async fn attempt(&self, open: &Open) -> Result<SendOutcome, SendError> {
+        self.context.progress.update(|p| p.stage = Stage::Connecting);
+        let mut cancel = self.context.cancel.clone();
+        let lane = tokio::select! {
+            lane = self.client.open_lane() => lane?,
+            _ = cancel.wait_for(|c| *c) => return Err(SendError::Interrupted),
+        };
+        Box::pin(send(self.context.clone(), open, lane)).await
+    }
+
+    /// Waits between attempts, a random half to whole of the doubled time.
+    async fn wait(&mut self, fruitless: u32) -> Result<(), Error> {
+        let doubled = BACKOFF.0.saturating_mul(1 << fruitless.min(10)).min(BACKOFF.1);
+        let mut random = [0; 2];
+        let _ = getrandom::fill(&mut random);
+        let wait = doubled / 2 + doubled / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            _ = self.context.cancel.wait_for(|c| *c) => Err(Error::Interrupted),
+        }
+    }
+
+    fn open(&self) -> Open {
+        let source = &self.context.source;
+        let entries_digest = digest_entries(source.entries().iter().map(|e| &e.header));
+        Open {
+            checkpoint: self.name.clone(),
+            transfer_id: transfer_id(&self.target, source, &self.options),
+            manifest: ManifestPromise::Complete {
+                total_bytes: source.total_bytes(),
+                entry_count: source.entries().len() as u64,
+                entries_digest,
+            },
+            fingerprint: fingerprint(source, entries_digest),
+            codecs: 1,
+            chunk_len: self.options.chunk_len,
+            commit_mode: self.options.commit_mode,
+            layout: self.options.layout,
+            out_format: OutFormat::Npy,
+            overwrite: self.options.overwrite,
+            restart: self.options.restart,
+            verify: self.options.verify,
+            metadata: source.metadata().clone(),
+            source_format: source.format().to_owned(),
+        }
+    }
+
+    fn report(&self, outcome: &SendOutcome, begun: Instant) -> TransferReport {
+        let source = &self.context.source;
+        let progress = self.context.progress.snapshot();
+        let is_tensor = |kind: EntryKind| matches!(kind, EntryKind::Tensor { .. });
+        let tensor_count = source.entries().iter().filter(|e| is_tensor(e.header.kind)).count() as u64;
+        TransferReport {
+            checkpoint: self.target.clone(),
+            tensor_count,
+            file_count: source.entries().len() as u64 - tensor_count,
+            bytes: outcome.done.total_bytes,
+            wire_bytes: progress.wire_bytes,
+            resumed_bytes: progress.resumed_bytes,
+            session_count: progress.session_count,
+            elapsed: begun.elapsed(),
+            durability: outcome.done.durability,
+            unchanged: outcome.done.unchanged,
+        }
+    }
+}
+
+/// Whether another attempt can do better than the one that ended so.
+fn is_retryable(error: &SendError) -> bool {
+    match error {
+        SendError::Disconnected { .. } => true,
+        SendError::Refused { reason, .. } => *reason == Reason::Draining,
+        _ => false,
+    }
+}
+
+/// Derived, so that the sender keeps nothing on disk: the same command on the
+/// same machine is the same transfer.
+fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Digest16 {
+    let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 transfer");
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(target.as_bytes());
+    field(&machine_id());
+    for root in source.canonical_roots() {
+        field(root.as_os_str().as_encoded_bytes());
+    }
+    field(match options.layout {
+        Layout::Named => b"named",
+        Layout::Indexed => b"indexed",
+    });
+    let has_files = source.entries().iter().any(|e| e.header.kind == EntryKind::Blob);
+    field(&[u8::from(has_files)]);
+    crate::plan::first_16(hasher.finalize())
+}
+
+/// Over everything that would show a change, or `None` when a source cannot be
+/// trusted to show one.
+fn fingerprint(source: &SourceSet, entries_digest: Digest16) -> Option<Digest16> {
+    let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 fingerprint");
+    hasher.update(&entries_digest);
+    for state in source.states() {
+        if !state.settled {
+            return None;
+        }
+        hasher.update(&state.key).update(&state.fingerprint);
+    }
+    Some(crate::plan::first_16(hasher.finalize()))
+}
+
+/// What tells this machine from others: systemd's id, else the host name.
+fn machine_id() -> Vec<u8> {
+    let id = std::fs::read("/etc/machine-id").unwrap_or_default();
+    if !id.is_empty() {
+        return id;
+    }
+    rustix::system::uname().nodename().to_bytes().to_vec()
+}
+
+/// Adds the default port where none is given.
+fn with_port(authority: &str) -> String {
+    let after_host = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
+    if after_host.contains(':') {
+        authority.to_owned()
+    } else {
+        format!("{authority}:{DEFAULT_PORT}")
+    }
+}
+
+fn summary(row: pb::CheckpointSummary) -> CheckpointSummary {
+    CheckpointSummary {
+        name: row.name,
+        published: row.published,
+        entry_count: row.entry_count,
+        total_bytes: row.total_bytes,
+        durable_bytes: row.durable_bytes,
+        active: row.active,
+        modified_unix_seconds: row.modified_unix_seconds,
+    }
+}
+
+/// The last error of a chain says most about a connection.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_port_is_added_where_none_is() {
+        assert_eq!(with_port("host"), "host:7744");
+        assert_eq!(with_port("host:1"), "host:1");
+        assert_eq!(with_port("[::1]"), "[::1]:7744");
+        assert_eq!(with_port("[::1]:9"), "[::1]:9");
+    }
+}

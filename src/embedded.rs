@@ -1,0 +1,101 @@
+//! A push into a local folder: the same path as over the network, through a
+//! server that lives only as long as the push.
+
+use crate::{
+    client::Client,
+    error::Error,
+    options::PushOptions,
+    plan::CheckpointName,
+    server::Server,
+    source::SourceSet,
+    store::Catalog,
+    transfer::Transfer,
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+
+/// Name of the only checkpoint on the wire of an embedded server.
+const WIRE_NAME: &str = "local";
+
+/// A server inside this process that receives one folder.
+#[derive(Debug)]
+pub struct Embedded {
+    parent: PathBuf,
+    folder: String,
+    client: Client,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<Result<(), Error>>,
+}
+
+impl Embedded {
+    /// A server on a free port of this machine that makes `folder`, whose parent
+    /// is made if need be. Unfinished work lies in `.tensorferry` beside it.
+    ///
+    /// # Errors
+    /// The parent cannot be used, or `folder` has no name of its own.
+    pub async fn start(folder: &Path, budget_bytes: u64) -> Result<Embedded, Error> {
+        let absolute = std::path::absolute(folder).map_err(|e| Error::Usage(format!("{}: {e}", folder.display())))?;
+        let name = absolute.file_name().and_then(|n| n.to_str());
+        let (Some(name), Some(parent)) = (name, absolute.parent()) else {
+            return Err(Error::Usage(format!("{} does not name a folder", folder.display())));
+        };
+        let local = CheckpointName::local(name)?;
+        let server = Server::builder(parent)
+            .budget_bytes(budget_bytes)
+            .alias(WIRE_NAME.parse()?, local)
+            .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .await?;
+        let client = Client::new(&server.local_addr().to_string())?;
+        let (stop, stopped) = oneshot::channel();
+        let serving = tokio::spawn(server.serve(async {
+            let _ = stopped.await;
+        }));
+        Ok(Embedded {
+            parent: parent.to_owned(),
+            folder: name.to_owned(),
+            client,
+            stop: Some(stop),
+            serving,
+        })
+    }
+
+    /// Pushes into the folder.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] only.
+    pub fn push(&self, source: Arc<SourceSet>, options: PushOptions) -> Result<Transfer, Error> {
+        let parent = self.parent.canonicalize().unwrap_or_else(|_| self.parent.clone());
+        let target = parent.join(&self.folder).display().to_string();
+        Ok(self.client.push_as(source, &WIRE_NAME.parse()?, target, options))
+    }
+
+    /// Stops the server; what is written is committed. Removes the service folder
+    /// when nothing is in it.
+    ///
+    /// # Errors
+    /// The server failed.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        (&mut self.serving)
+            .await
+            .unwrap_or_else(|e| Err(Error::Bug(e.to_string())))?;
+        let parent = self.parent.clone();
+        let cleaned = tokio::task::spawn_blocking(move || {
+            Catalog::open(&parent).map(|c| c.remove_empty_service_dir())
+        });
+        cleaned.await.map_err(|e| Error::Bug(e.to_string()))??;
+        Ok(())
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

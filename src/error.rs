@@ -1,0 +1,219 @@
+//! The one error of the public API.
+
+use crate::{
+    plan::PlanError,
+    protocol::{ProtocolError, Reason},
+    session::{SendError, SessionError},
+    source::SourceError,
+    store::StoreError,
+};
+
+/// Class of an error: one stable list for exit codes and for other languages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// None of the others.
+    Other,
+    /// The call itself makes no sense.
+    Usage,
+    /// The source does not exist.
+    SourceMissing,
+    /// The network failed; the same call goes on where it stopped.
+    Network,
+    /// Bytes are not what they should be.
+    Integrity,
+    /// Not allowed, or not configured.
+    Auth,
+    /// The receiver has no room.
+    NoSpace,
+    /// Something of that name exists.
+    Exists,
+    /// Somebody else works on that name.
+    Busy,
+    /// The source changed while it was sent.
+    SourceChanged,
+    /// Stopped by the user.
+    Interrupted,
+}
+
+impl ErrorCode {
+    /// Exit status of the command line program.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorCode::Other => 1,
+            ErrorCode::Usage => 2,
+            ErrorCode::SourceMissing => 3,
+            ErrorCode::Network => 5,
+            ErrorCode::Integrity => 6,
+            ErrorCode::Auth => 7,
+            ErrorCode::NoSpace => 8,
+            ErrorCode::Exists => 9,
+            ErrorCode::Busy => 11,
+            ErrorCode::SourceChanged => 24,
+            ErrorCode::Interrupted => 130,
+        }
+    }
+}
+
+/// Everything that can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The source checkpoint.
+    #[error("the source cannot be sent")]
+    Source(#[source] SourceError),
+    /// The other side refused or gave up, and said why.
+    #[error("{message}")]
+    Refused {
+        /// Stable reason.
+        reason: Reason,
+        /// The other side's words.
+        message: String,
+    },
+    /// The conversation broke a rule.
+    #[error("the two sides did not understand each other")]
+    Protocol(#[source] ProtocolError),
+    /// The connection failed more often than allowed.
+    #[error("{endpoint} cannot be reached or keeps failing: {message}")]
+    Transport {
+        /// Where to.
+        endpoint: String,
+        /// What the transport says.
+        message: String,
+    },
+    /// Local storage failed or refused.
+    #[error("{message}")]
+    Store {
+        /// Stable reason.
+        reason: Reason,
+        /// What failed, on what.
+        message: String,
+        /// The file system's error.
+        #[source]
+        source: Option<std::io::Error>,
+    },
+    /// A name or option is not allowed.
+    #[error("{0}")]
+    Usage(String),
+    /// Something on disk is not what its manifest says.
+    #[error("{name:?} is damaged: {why}")]
+    Damaged {
+        /// Tensor or file.
+        name: String,
+        /// Expected and found.
+        why: String,
+    },
+    /// Stopped by the user.
+    #[error("interrupted")]
+    Interrupted,
+    /// Something that cannot happen did.
+    #[error("internal error: {0}")]
+    Bug(String),
+}
+
+impl Error {
+    /// Its class.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Error::Source(SourceError::NotFound { .. }) => ErrorCode::SourceMissing,
+            Error::Source(SourceError::Changed { .. }) => ErrorCode::SourceChanged,
+            Error::Source(SourceError::Malformed { .. }) => ErrorCode::Integrity,
+            Error::Source(_) => ErrorCode::Other,
+            Error::Refused { reason, .. } | Error::Store { reason, .. } => code_of(*reason),
+            Error::Protocol(e) => code_of(e.reason),
+            Error::Transport { .. } => ErrorCode::Network,
+            Error::Usage(_) => ErrorCode::Usage,
+            Error::Damaged { .. } => ErrorCode::Integrity,
+            Error::Interrupted => ErrorCode::Interrupted,
+            Error::Bug(_) => ErrorCode::Other,
+        }
+    }
+
+    /// Whether the same call may well succeed later, going on where it stopped.
+    pub fn is_retryable(&self) -> bool {
+        self.code() == ErrorCode::Network
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<&'static str> {
+        if let Error::Source(SourceError::Unknown { .. }) = self {
+            return Some("give a .npy file, a .safetensors file, its *.index.json, or a folder of them");
+        }
+        Some(match self.code() {
+            ErrorCode::Network => "is `tensorferry serve` running there? run the same command again: it goes on where it stopped",
+            ErrorCode::SourceMissing => "check the path of the source",
+            ErrorCode::NoSpace => "free space on the receiver (`tensorferry discard` gives back unfinished transfers), then run the same command again",
+            ErrorCode::Exists => "choose another name, or replace it with --overwrite",
+            ErrorCode::Busy => "wait for the other transfer, or take its place with --restart (its unfinished work is lost)",
+            ErrorCode::SourceChanged => "run the same command again when nobody writes the source: what is still equal is not sent again",
+            ErrorCode::Integrity => "nothing damaged was published; check memory, disk and network of both machines",
+            ErrorCode::Auth => "see `tensorferry serve --help`",
+            ErrorCode::Usage | ErrorCode::Other | ErrorCode::Interrupted => return None,
+        })
+    }
+}
+
+fn code_of(reason: Reason) -> ErrorCode {
+    match reason {
+        Reason::BadName | Reason::DuplicateTensor | Reason::BadShape => ErrorCode::Usage,
+        Reason::Checksum => ErrorCode::Integrity,
+        Reason::DiskQuota => ErrorCode::NoSpace,
+        Reason::Exists => ErrorCode::Exists,
+        Reason::Locked | Reason::Superseded => ErrorCode::Busy,
+        Reason::SourceChanged => ErrorCode::SourceChanged,
+        Reason::Interrupted => ErrorCode::Interrupted,
+        Reason::Draining => ErrorCode::Network,
+        _ => ErrorCode::Other,
+    }
+}
+
+impl From<PlanError> for Error {
+    fn from(error: PlanError) -> Self {
+        Error::Usage(error.to_string())
+    }
+}
+
+impl From<SourceError> for Error {
+    fn from(error: SourceError) -> Self {
+        Error::Source(error)
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let (reason, message) = (error.reason(), error.to_string());
+        let source = match error {
+            StoreError::Io { source, .. } => Some(source),
+            StoreError::Journal { source, .. } => Some(std::io::Error::other(source)),
+            _ => None,
+        };
+        Error::Store { reason, message, source }
+    }
+}
+
+impl From<SendError> for Error {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Refused { reason, message } => Error::Refused { reason, message },
+            SendError::Protocol(e) if e.reason == Reason::SourceChanged => Error::Refused {
+                reason: e.reason,
+                message: e.message,
+            },
+            SendError::Protocol(e) => Error::Protocol(e),
+            SendError::Wire(e) => Error::Protocol(ProtocolError::new(e.reason(), e.to_string())),
+            SendError::Disconnected { message } => Error::Transport { endpoint: "the receiver".to_owned(), message },
+            SendError::Source(e) => Error::Source(e),
+            SendError::Interrupted => Error::Interrupted,
+            SendError::Bug(why) => Error::Bug(why),
+        }
+    }
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        Error::Refused {
+            reason: error.reason(),
+            message: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Order of chunks on one lane, seen from the receiver.
+
+use crate::plan::RangeSet;
+
+/// Which of the chunks that arrived on a lane are settled.
+#[derive(Debug, Default)]
+pub(super) struct ReceiveLane {
+    arrived_count: u64,
+    settled: RangeSet,
+    acked_count: u64,
+}
+
+impl ReceiveLane {
+    /// A chunk arrived; returns its number on the lane.
+    pub(super) fn arrive(&mut self) -> u64 {
+        self.arrived_count += 1;
+        self.arrived_count - 1
+    }
+
+    /// A chunk was written or rejected.
+    pub(super) fn settle(&mut self, sequence: u64) {
+        self.settled.insert(sequence..sequence + 1);
+    }
+
+    /// Chunks settled without a gap from the first.
+    fn settled_count(&self) -> u64 {
+        let first = self.settled.iter().next();
+        first.filter(|r| r.start == 0).map_or(0, |r| r.end)
+    }
+
+    /// The next ack worth sending. With `eager` false, only once everything that
+    /// arrived is settled or at least `batch` chunks are.
+    pub(super) fn take_ack(&mut self, batch: u64) -> Option<u64> {
+        let settled = self.settled_count();
+        let fresh = settled - self.acked_count;
+        (fresh > 0 && (fresh >= batch || settled == self.arrived_count)).then(|| {
+            self.acked_count = settled;
+            settled
+        })
+    }
+}

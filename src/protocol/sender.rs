@@ -1,0 +1,441 @@
+//! The sending role.
+
+use super::{
+    Durable, Finish, Keep, MAX_COMPARE_CELLS, ProtocolError, Reason, ReceiverFrame, Reject, Wanted,
+};
+use crate::plan::{CellId, Digest16, EntryHeader, Grid, RangeSet, digest_entries};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+};
+
+/// Entries announced at a time.
+const ANNOUNCE_BATCH: u32 = 1024;
+
+/// Terms of one session, from Accept.
+#[derive(Clone, Copy, Debug)]
+pub struct SenderConfig {
+    /// The transfer's grid.
+    pub grid: Grid,
+    /// Most raw bytes sent and not acked.
+    pub window_bytes: u64,
+}
+
+/// Work that the sender asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendAction {
+    /// Announce these entries, and their sources before them.
+    Announce(Range<u32>),
+    /// Read a cell and send it, then call [`Sender::sent`].
+    Send(CellId),
+    /// Hash these cells of one entry and send a Compare.
+    Compare {
+        /// Entry number.
+        entry: u32,
+        /// Cells.
+        cells: Range<u64>,
+    },
+    /// Read a refused cell again, then call [`Sender::rechecked`].
+    Recheck {
+        /// The cell.
+        cell: CellId,
+        /// CRC-32C that was sent for it.
+        sent_crc32c: u32,
+    },
+    /// Check the source once more and send Finish.
+    Finish(Finish),
+}
+
+/// Where a transfer stands, in raw bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendProgress {
+    /// Announced so far.
+    pub total_bytes: u64,
+    /// Durable on the receiver.
+    pub durable_bytes: u64,
+    /// On the receiver, durable or only written.
+    pub settled_bytes: u64,
+    /// Sent in this session and acked.
+    pub acked_bytes: u64,
+    /// Not sent in this session: durable when it began, or kept after comparison.
+    pub resumed_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Sending {
+    header: EntryHeader,
+    cell_count: u64,
+    /// The last part of the first answer has come.
+    answered: bool,
+    pending: RangeSet,
+    held: RangeSet,
+    comparing: RangeSet,
+    /// Being read, or on a lane and not acked.
+    unsettled: RangeSet,
+    /// Refused, being read again.
+    rechecking: RangeSet,
+    durable: RangeSet,
+    /// In some answer, as wanted or held.
+    asked: RangeSet,
+}
+
+impl Sending {
+    fn has_work(&self) -> bool {
+        !self.pending.is_empty() || !self.held.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct OnLane {
+    cell: CellId,
+    rejected: bool,
+}
+
+#[derive(Debug, Default)]
+struct SendLane {
+    on_way: VecDeque<OnLane>,
+    acked_count: u64,
+}
+
+/// The sending role of one session.
+#[derive(Debug)]
+pub struct Sender {
+    config: SenderConfig,
+    entries: Vec<Sending>,
+    sealed: bool,
+    fingerprint: Option<Digest16>,
+    announced_count: u32,
+    unanswered_count: u64,
+    /// Entries that have cells to send or compare.
+    ready: VecDeque<u32>,
+    /// Cells that are anywhere between wanted and settled.
+    open_cells: u64,
+    comparing_count: u64,
+    in_flight_bytes: u64,
+    lanes: BTreeMap<u32, SendLane>,
+    rechecks: VecDeque<(CellId, u32)>,
+    progress: SendProgress,
+    finish_sent: bool,
+}
+
+impl Sender {
+    /// A session under these terms.
+    pub fn new(config: SenderConfig, fingerprint: Option<Digest16>) -> Self {
+        Sender {
+            config,
+            entries: Vec::new(),
+            sealed: false,
+            fingerprint,
+            announced_count: 0,
+            unanswered_count: 0,
+            ready: VecDeque::new(),
+            open_cells: 0,
+            comparing_count: 0,
+            in_flight_bytes: 0,
+            lanes: BTreeMap::from([(0, SendLane::default())]),
+            rechecks: VecDeque::new(),
+            progress: SendProgress::default(),
+            finish_sent: false,
+        }
+    }
+
+    /// One more entry; its number is how many came before it.
+    pub fn add(&mut self, header: EntryHeader) {
+        self.progress.total_bytes += header.byte_len;
+        self.entries.push(Sending {
+            cell_count: self.config.grid.cell_count(header.byte_len),
+            header,
+            answered: false,
+            pending: RangeSet::new(),
+            held: RangeSet::new(),
+            comparing: RangeSet::new(),
+            unsettled: RangeSet::new(),
+            rechecking: RangeSet::new(),
+            durable: RangeSet::new(),
+            asked: RangeSet::new(),
+        });
+    }
+
+    /// No further entry will come.
+    pub fn seal(&mut self) {
+        self.sealed = true;
+    }
+
+    /// Where the transfer stands.
+    pub fn progress(&self) -> SendProgress {
+        self.progress
+    }
+
+    /// Whether Finish has been asked for.
+    pub fn is_finishing(&self) -> bool {
+        self.finish_sent
+    }
+
+    /// Offset and length in bytes of a cell of an entry.
+    pub fn span(&self, cell: CellId) -> Option<(u64, u32)> {
+        let entry = self.entries.get(cell.entry as usize)?;
+        self.config.grid.cell_span(entry.header.byte_len, cell.cell)
+    }
+
+    /// Takes in a frame of lane `lane`, except its control part.
+    ///
+    /// # Errors
+    /// The receiver broke a rule.
+    pub fn handle(&mut self, lane: u32, frame: &ReceiverFrame) -> Result<(), ProtocolError> {
+        for wanted in &frame.wanted {
+            self.handle_wanted(wanted)?;
+        }
+        for reject in &frame.rejects {
+            self.handle_reject(reject)?;
+        }
+        if let Some(count) = frame.ack {
+            self.handle_ack(lane, count)?;
+        }
+        for durable in &frame.durable {
+            self.handle_durable(durable)?;
+        }
+        for keep in &frame.keeps {
+            self.handle_keep(keep)?;
+        }
+        Ok(())
+    }
+
+    fn handle_wanted(&mut self, wanted: &Wanted) -> Result<(), ProtocolError> {
+        let bad = |why: &str| ProtocolError::new(Reason::BadFrame, why);
+        let entry = self.entry_mut(wanted.entry)?;
+        let all = RangeSet::of(0..entry.cell_count);
+        if !all.is_superset(&wanted.wanted) || !all.is_superset(&wanted.held) {
+            return Err(bad("a wanted cell does not exist"));
+        }
+        if entry.answered {
+            // After the first answer only compared cells may be asked for.
+            if !wanted.held.is_empty() || !entry.comparing.is_superset(&wanted.wanted) {
+                return Err(bad("a cell is wanted that was not compared"));
+            }
+            entry.comparing.subtract(&wanted.wanted);
+            entry.pending.union_with(&wanted.wanted);
+            self.comparing_count -= wanted.wanted.count();
+            self.ready.push_back(wanted.entry);
+            return Ok(());
+        }
+        for set in [&wanted.wanted, &wanted.held] {
+            let before = entry.asked.count();
+            entry.asked.union_with(set);
+            if entry.asked.count() != before + set.count() {
+                return Err(bad("a cell is wanted twice"));
+            }
+        }
+        entry.pending.union_with(&wanted.wanted);
+        entry.held.union_with(&wanted.held);
+        entry.answered = wanted.last;
+        let has_work = entry.has_work();
+        let mut at_start = RangeSet::new();
+        if wanted.last {
+            at_start = entry.asked.missing_below(entry.cell_count);
+            entry.durable.union_with(&at_start);
+            self.unanswered_count -= 1;
+        }
+        self.open_cells += wanted.wanted.count() + wanted.held.count();
+        if has_work {
+            self.ready.push_back(wanted.entry);
+        }
+        let bytes = self.bytes_of(wanted.entry, &at_start);
+        self.progress.durable_bytes += bytes;
+        self.progress.settled_bytes += bytes;
+        self.progress.resumed_bytes += bytes;
+        Ok(())
+    }
+
+    fn handle_reject(&mut self, reject: &Reject) -> Result<(), ProtocolError> {
+        let bad = |why: &str| ProtocolError::new(Reason::BadFrame, why);
+        let grid = self.config.grid;
+        let entry = self.entry_mut(reject.entry)?;
+        let cell = grid
+            .cell_at(entry.header.byte_len, reject.offset)
+            .ok_or_else(|| bad("a refused cell does not exist"))?;
+        let id = CellId { entry: reject.entry, cell };
+        let on_way = self.lanes.values_mut().flat_map(|l| l.on_way.iter_mut());
+        let item = on_way.into_iter().find(|item| item.cell == id && !item.rejected);
+        item.ok_or_else(|| bad("a cell is refused that was not sent"))?.rejected = true;
+        let entry = self.entry_mut(reject.entry)?;
+        entry.unsettled.remove(cell..cell + 1);
+        entry.rechecking.insert(cell..cell + 1);
+        self.rechecks.push_back((id, reject.expected_crc32c));
+        Ok(())
+    }
+
+    fn handle_ack(&mut self, lane: u32, count: u64) -> Result<(), ProtocolError> {
+        let bad = |why: String| ProtocolError::new(Reason::BadFrame, why);
+        let state = self
+            .lanes
+            .get_mut(&lane)
+            .ok_or_else(|| bad(format!("an ack for lane {lane}, which does not exist")))?;
+        let sent = state.acked_count + state.on_way.len() as u64;
+        if count < state.acked_count || count > sent {
+            return Err(bad(format!(
+                "lane {lane} acks {count} chunks after {}, {sent} were sent",
+                state.acked_count
+            )));
+        }
+        let settled: Vec<OnLane> = state.on_way.drain(..(count - state.acked_count) as usize).collect();
+        state.acked_count = count;
+        for item in settled {
+            let len = self.span(item.cell).map_or(0, |(_, len)| u64::from(len));
+            self.in_flight_bytes -= len;
+            if item.rejected {
+                continue;
+            }
+            let entry = self.entry_mut(item.cell.entry)?;
+            entry.unsettled.remove(item.cell.cell..item.cell.cell + 1);
+            self.open_cells -= 1;
+            self.progress.settled_bytes += len;
+            self.progress.acked_bytes += len;
+        }
+        Ok(())
+    }
+
+    fn handle_durable(&mut self, durable: &Durable) -> Result<(), ProtocolError> {
+        let entry = self.entry_mut(durable.entry)?;
+        if !RangeSet::of(0..entry.cell_count).is_superset(&durable.ranges) {
+            return Err(ProtocolError::new(Reason::BadFrame, "a durable cell does not exist"));
+        }
+        let mut fresh = durable.ranges.clone();
+        fresh.subtract(&entry.durable);
+        entry.durable.union_with(&fresh);
+        self.progress.durable_bytes += self.bytes_of(durable.entry, &fresh);
+        Ok(())
+    }
+
+    fn handle_keep(&mut self, keep: &Keep) -> Result<(), ProtocolError> {
+        let entry = self.entry_mut(keep.entry)?;
+        if !entry.comparing.is_superset(&keep.ranges) {
+            return Err(ProtocolError::new(Reason::BadFrame, "a cell is kept that was not compared"));
+        }
+        entry.comparing.subtract(&keep.ranges);
+        self.comparing_count -= keep.ranges.count();
+        self.open_cells -= keep.ranges.count();
+        let bytes = self.bytes_of(keep.entry, &keep.ranges);
+        self.progress.settled_bytes += bytes;
+        self.progress.resumed_bytes += bytes;
+        Ok(())
+    }
+
+    /// A cell was handed to a lane, after all that were handed to it before.
+    pub fn sent(&mut self, lane: u32, cell: CellId) {
+        let lane = self.lanes.entry(lane).or_default();
+        lane.on_way.push_back(OnLane { cell, rejected: false });
+    }
+
+    /// A refused cell was read again. `same` = with the checksum that was sent:
+    /// it was damaged on the way and goes out again.
+    ///
+    /// # Errors
+    /// The source changed.
+    pub fn rechecked(&mut self, cell: CellId, same: bool) -> Result<(), ProtocolError> {
+        let entry = self.entry_mut(cell.entry)?;
+        if !same {
+            return Err(ProtocolError::new(
+                Reason::SourceChanged,
+                format!("the bytes of {:?} changed while they were sent", entry.header.name),
+            ));
+        }
+        entry.rechecking.remove(cell.cell..cell.cell + 1);
+        entry.pending.insert(cell.cell..cell.cell + 1);
+        self.ready.push_back(cell.entry);
+        Ok(())
+    }
+
+    /// The next thing to do, or `None` until a frame or a result comes.
+    pub fn poll(&mut self) -> Option<SendAction> {
+        if let Some((cell, sent_crc32c)) = self.rechecks.pop_front() {
+            return Some(SendAction::Recheck { cell, sent_crc32c });
+        }
+        if (self.announced_count as usize) < self.entries.len() {
+            let end = (self.announced_count + ANNOUNCE_BATCH).min(self.entries.len() as u32);
+            let range = self.announced_count..end;
+            self.announced_count = range.end;
+            self.unanswered_count += u64::from(range.end - range.start);
+            return Some(SendAction::Announce(range));
+        }
+        self.poll_cell().or_else(|| self.poll_finish())
+    }
+
+    fn poll_cell(&mut self) -> Option<SendAction> {
+        while let Some(&number) = self.ready.front() {
+            let grid = self.config.grid;
+            let Some(entry) = self.entries.get_mut(number as usize) else {
+                self.ready.pop_front();
+                continue;
+            };
+            let first_held = entry.held.iter().next();
+            if let Some(held) = first_held
+                && self.comparing_count < MAX_COMPARE_CELLS
+            {
+                let room = MAX_COMPARE_CELLS - self.comparing_count;
+                let cells = held.start..held.end.min(held.start + room.min(MAX_COMPARE_CELLS / 4));
+                entry.held.remove(cells.clone());
+                entry.comparing.insert(cells.clone());
+                self.comparing_count += cells.end - cells.start;
+                return Some(SendAction::Compare { entry: number, cells });
+            }
+            if let Some(cell) = entry.pending.first() {
+                let (_, len) = grid.cell_span(entry.header.byte_len, cell)?;
+                let len = u64::from(len);
+                if self.in_flight_bytes > 0 && self.in_flight_bytes + len > self.config.window_bytes {
+                    return None;
+                }
+                entry.pending.pop_first();
+                entry.unsettled.insert(cell..cell + 1);
+                self.in_flight_bytes += len;
+                return Some(SendAction::Send(CellId { entry: number, cell }));
+            }
+            if !entry.held.is_empty() {
+                // Too many cells are under comparison already.
+                return None;
+            }
+            self.ready.pop_front();
+        }
+        None
+    }
+
+    fn poll_finish(&mut self) -> Option<SendAction> {
+        let all_settled = self.open_cells == 0 && self.unanswered_count == 0;
+        if !self.sealed || self.finish_sent || !all_settled {
+            return None;
+        }
+        self.finish_sent = true;
+        Some(SendAction::Finish(Finish {
+            entry_count: self.entries.len() as u64,
+            total_bytes: self.progress.total_bytes,
+            entries_digest: digest_entries(self.entries.iter().map(|e| &e.header)),
+            fingerprint: self.fingerprint,
+        }))
+    }
+
+    fn entry_mut(&mut self, number: u32) -> Result<&mut Sending, ProtocolError> {
+        let known = number < self.announced_count;
+        self.entries
+            .get_mut(number as usize)
+            .filter(|_| known)
+            .ok_or_else(|| {
+                ProtocolError::new(Reason::BadFrame, format!("entry {number} was not announced"))
+            })
+    }
+
+    fn bytes_of(&self, number: u32, cells: &RangeSet) -> u64 {
+        let Some(entry) = self.entries.get(number as usize) else { return 0 };
+        let len = entry.header.byte_len;
+        let bytes = |r: Range<u64>| self.config.grid.span_bytes(len, r.start, r.end - r.start);
+        cells.iter().map(bytes).sum()
+    }
+
+    /// For tests: nothing that is durable is still to be sent.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) {
+        for entry in &self.entries {
+            for cell in entry.pending.members() {
+                assert!(!entry.durable.contains(cell), "a durable cell is to be sent again");
+            }
+        }
+    }
+}

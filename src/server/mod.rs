@@ -1,0 +1,192 @@
+//! The server: receives checkpoints into one root folder.
+
+mod service;
+mod unary;
+
+use crate::{
+    error::Error,
+    options::{BUDGET_BYTES_DEFAULT, HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
+    plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
+    session::{Budget, ReceiveContext, ReceiveOptions, Registry},
+    store::Catalog,
+    wire::pb,
+};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tonic::transport::server::TcpIncoming;
+
+/// Streams per connection.
+const MAX_STREAMS: u32 = 64;
+/// Bytes of HTTP headers of a call.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Sessions have this long to commit when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of a server that does not listen yet.
+#[derive(Clone, Debug)]
+pub struct ServerBuilder {
+    root: PathBuf,
+    chunk_len: u32,
+    budget_bytes: u64,
+    insecure: bool,
+    alias: Option<(CheckpointName, CheckpointName)>,
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    context: ReceiveContext,
+    drain: watch::Sender<bool>,
+    alias: Option<(CheckpointName, CheckpointName)>,
+}
+
+impl Server {
+    /// A server for the checkpoints below `root`, which is made if need be.
+    pub fn builder(root: impl Into<PathBuf>) -> ServerBuilder {
+        ServerBuilder {
+            root: root.into(),
+            chunk_len: CHUNK_LEN_DEFAULT,
+            budget_bytes: BUDGET_BYTES_DEFAULT,
+            insecure: false,
+            alias: None,
+        }
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves; then every session commits what it has
+    /// and ends, and so does this.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<service::FerryService>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|e| Error::Bug(e.to_string()))?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let serving = tonic::transport::Server::builder()
+            .max_frame_size(HTTP2_FRAME_BYTES)
+            .initial_stream_window_size(HTTP2_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP2_WINDOW_BYTES)
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(service::FerryService::new(self.context, self.alias))
+            .add_service(health_service)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(incoming, async {
+                let _ = stopped.await;
+            });
+        let serving = tokio::spawn(serving);
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => return finished(result),
+            () = shutdown => {}
+        }
+        health.set_not_serving::<service::FerryService>().await;
+        let _ = self.drain.send(true);
+        let _ = stop.send(());
+        match tokio::time::timeout(DRAIN_TIMEOUT, &mut serving).await {
+            Ok(result) => finished(result),
+            Err(_) => {
+                // Idle connections are kept open by their clients.
+                serving.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn finished(result: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    result
+        .map_err(|e| Error::Bug(e.to_string()))?
+        .map_err(|e| Error::Transport {
+            endpoint: "the listener".to_owned(),
+            message: e.to_string(),
+        })
+}
+
+impl ServerBuilder {
+    /// Chunk length of new transfers whose sender has no wish, in bytes.
+    pub fn chunk_len(mut self, chunk_len: u32) -> Self {
+        self.chunk_len = chunk_len;
+        self
+    }
+
+    /// Memory for chunks on their way, all sessions together, in bytes.
+    pub fn budget_bytes(mut self, budget_bytes: u64) -> Self {
+        self.budget_bytes = budget_bytes;
+        self
+    }
+
+    /// Allows to listen beyond this machine without encryption.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Serves one folder of the user's: `wire` on the wire is `local` on disk.
+    pub(crate) fn alias(mut self, wire: CheckpointName, local: CheckpointName) -> Self {
+        self.alias = Some((wire, local));
+        self
+    }
+
+    /// Opens the root, finishes interrupted publications and listens.
+    ///
+    /// # Errors
+    /// The root cannot be used, the address is taken, or it reaches beyond this
+    /// machine without [`ServerBuilder::insecure`].
+    pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
+        Grid::new(self.chunk_len)?;
+        if !address.ip().is_loopback() && !self.insecure {
+            return Err(Error::Refused {
+                reason: crate::protocol::Reason::Unsupported,
+                message: format!("{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"),
+            });
+        }
+        let root = self.root.clone();
+        let catalog = tokio::task::spawn_blocking(move || open_catalog(&root))
+            .await
+            .map_err(|e| Error::Bug(e.to_string()))??;
+        let listener = TcpListener::bind(address).await.map_err(|e| Error::Transport {
+            endpoint: address.to_string(),
+            message: format!("cannot listen: {e}"),
+        })?;
+        let address = listener.local_addr().map_err(|e| Error::Bug(e.to_string()))?;
+        let (drain, draining) = watch::channel(false);
+        let context = ReceiveContext {
+            catalog,
+            registry: Registry::default(),
+            options: ReceiveOptions {
+                budget_bytes: self.budget_bytes,
+                window_bytes: self.budget_bytes / 2,
+                chunk_len: self.chunk_len,
+            },
+            budget: Budget::new(self.budget_bytes),
+            draining,
+        };
+        Ok(Server { listener, address, context, drain, alias: self.alias })
+    }
+}
+
+fn open_catalog(root: &Path) -> Result<Catalog, Error> {
+    let catalog = Catalog::open(root)?;
+    catalog.recover()?;
+    Ok(catalog)
+}

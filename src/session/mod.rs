@@ -1,0 +1,21 @@
+//! Floor 5: the loops around the two roles. Frames come from and go to a
+//! connection, bytes from and to files; checksums run on rayon workers, file I/O
+//! on a small pool of I/O threads, and no task that serves the network ever waits
+//! for a disk.
+
+mod buffers;
+mod error;
+mod progress;
+mod receive;
+mod registry;
+mod send;
+mod workers;
+
+pub(crate) use buffers::{Budget, BufferPool};
+pub(crate) use error::{SendError, SessionError};
+pub(crate) use progress::ProgressCell;
+pub use progress::{Progress, Stage};
+pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
+pub(crate) use registry::Registry;
+pub(crate) use send::{SendContext, SendLane, SendOutcome, send, status_error};
+pub(crate) use workers::{on_cpu, on_io};

@@ -1,0 +1,110 @@
+//! Which checkpoint names have a live session, and how a newer one takes over.
+
+use crate::{
+    plan::{CheckpointName, Digest16},
+    store::StoreError,
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::watch;
+
+#[derive(Debug)]
+struct Live {
+    transfer_id: Digest16,
+    /// Set to true to make the session end.
+    supersede: watch::Sender<bool>,
+    /// Closed when the session is over.
+    over: watch::Receiver<()>,
+}
+
+/// Live sessions of one server. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Registry {
+    live: Arc<Mutex<HashMap<CheckpointName, Live>>>,
+}
+
+/// The place of a session in the registry; dropping it ends the session there.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    registry: Registry,
+    name: CheckpointName,
+    /// Becomes true when a newer session wants the place.
+    pub(crate) superseded: watch::Receiver<bool>,
+    _over: watch::Sender<()>,
+}
+
+impl Registry {
+    /// Takes the place of `name`. A live session of the same transfer is told to
+    /// end and waited for, with all its writes; one of another transfer keeps it.
+    pub(crate) async fn take(&self, name: &CheckpointName, transfer_id: Digest16) -> Result<Seat, StoreError> {
+        loop {
+            let mut over = {
+                let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+                match live.get(name) {
+                    None => {
+                        let (supersede, superseded) = watch::channel(false);
+                        let (over_sender, over) = watch::channel(());
+                        live.insert(name.clone(), Live { transfer_id, supersede, over });
+                        return Ok(Seat {
+                            registry: self.clone(),
+                            name: name.clone(),
+                            superseded,
+                            _over: over_sender,
+                        });
+                    }
+                    Some(other) if other.transfer_id == transfer_id => {
+                        // Nobody may be listening any more; then it ends anyway.
+                        let _ = other.supersede.send(true);
+                        other.over.clone()
+                    }
+                    Some(_) => {
+                        return Err(StoreError::Locked {
+                            name: name.to_string(),
+                            why: "another transfer is writing it now",
+                        });
+                    }
+                }
+            };
+            // Resolves with an error once the seat is dropped.
+            while over.changed().await.is_ok() {}
+        }
+    }
+
+    /// Whether a session of this name is live.
+    pub(crate) fn is_live(&self, name: &CheckpointName) -> bool {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut live = self.registry.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.remove(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_same_transfer_takes_over_and_another_is_locked_out() {
+        let registry = Registry::default();
+        let name: CheckpointName = "a".parse().unwrap();
+        let mut first = registry.take(&name, [1; 16]).await.unwrap();
+        assert!(matches!(registry.take(&name, [2; 16]).await, Err(StoreError::Locked { .. })));
+        let second = tokio::spawn({
+            let (registry, name) = (registry.clone(), name.clone());
+            async move { registry.take(&name, [1; 16]).await.unwrap() }
+        });
+        first.superseded.changed().await.unwrap();
+        assert!(*first.superseded.borrow() && !second.is_finished());
+        drop(first);
+        let second = second.await.unwrap();
+        assert!(registry.is_live(&name));
+        drop(second);
+        assert!(!registry.is_live(&name));
+    }
+}

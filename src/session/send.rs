@@ -1,0 +1,563 @@
+//! The sending loop.
+//!
+//! Three tasks: one takes in the receiver's frames, one hands prepared chunks to
+//! the lane in the order in which it counts them, and the driver asks the role
+//! what to do next. Cells are read by I/O threads into pooled buffers, summed by
+//! CPU workers, and go to the connection by reference.
+
+use super::{
+    buffers::{Budget, BufferPool, PooledBuffer, Reserved},
+    error::SendError,
+    progress::{ProgressCell, Stage},
+    workers::{on_cpu, on_io},
+};
+use crate::{
+    format::{checksum, codec::Codec},
+    plan::{CellId, Grid, SourceState},
+    protocol::{
+        Abort, Accept, Announcement, Batch, ChunkHead, Compare, Done, Finish, MAX_HEAD_BYTES, Open,
+        ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig,
+        SenderFrame,
+    },
+    source::{SourceEntry, SourceSet},
+    wire::{
+        LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
+        encode_sources_and_entries, frame_head, pb, reason_of,
+    },
+};
+use bytes::Bytes;
+use prost::Message as _;
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::timeout,
+};
+use tonic::{Streaming, transport::Channel};
+
+/// The receiver answers Open within this time: it may have to wait for the
+/// writes of an older session.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// After an interrupt the receiver has this long to say what is safe.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of announcements in one frame.
+const ANNOUNCE_FRAME_BYTES: usize = 60 << 10;
+/// Chunks in one frame.
+const MAX_FRAME_CHUNKS: usize = 512;
+
+/// What a session needs beside its connection.
+#[derive(Clone, Debug)]
+pub(crate) struct SendContext {
+    pub(crate) source: Arc<SourceSet>,
+    pub(crate) budget: Budget,
+    /// Bytes of the whole budget, which also bounds the window.
+    pub(crate) budget_bytes: u64,
+    pub(crate) progress: Arc<ProgressCell>,
+    /// Becomes true when the user wants to stop.
+    pub(crate) cancel: watch::Receiver<bool>,
+}
+
+/// A session that reached its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SendOutcome {
+    pub(crate) done: Done,
+    /// Grid of the transfer; `None` when nothing had to be sent.
+    pub(crate) chunk_len: Option<u32>,
+}
+
+/// The connection of a session: what was opened and the two directions of the lane.
+pub(crate) struct SendLane {
+    pub(crate) out: LaneSender,
+    pub(crate) frames: Streaming<pb::ReceiverFrame>,
+    /// Keeps the connection open.
+    pub(crate) _channel: Channel,
+}
+
+struct Session {
+    core: Mutex<Sender>,
+    context: SendContext,
+    pool: BufferPool,
+    wake: Notify,
+    failure: Mutex<Option<SendError>>,
+    done: Mutex<Option<Done>>,
+    prepared: mpsc::UnboundedSender<Prepared>,
+    /// No payload was sent by this call before: what is there now was resumed.
+    is_first: bool,
+}
+
+/// A cell ready to go.
+struct Prepared {
+    cell: CellId,
+    head: ChunkHead,
+    bytes: Bytes,
+}
+
+impl Session {
+    fn core(&self) -> MutexGuard<'_, Sender> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: impl Into<SendError>) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(error.into());
+        drop(failure);
+        self.wake.notify_one();
+    }
+
+    fn take_failure(&self) -> Option<SendError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn done(&self) -> Option<Done> {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a job whose panic ends this session and nothing else.
+    fn job(self: &Arc<Self>, on_pool: fn(Box<dyn FnOnce() + Send>), work: impl FnOnce(&Arc<Session>) + Send + 'static) {
+        let session = Arc::clone(self);
+        on_pool(Box::new(move || {
+            if catch_unwind(AssertUnwindSafe(|| work(&session))).is_err() {
+                session.fail(SendError::Bug("a worker panicked".to_owned()));
+            }
+        }));
+    }
+}
+
+/// Runs one session to its end.
+pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> Result<SendOutcome, SendError> {
+    let SendLane { out, mut frames, _channel } = lane;
+    send_frame(&out, &SenderFrame::Open(Box::new(open.clone()))).await?;
+    let first = timeout(ACCEPT_TIMEOUT, frames.message()).await.map_err(|_| SendError::Disconnected {
+        message: format!("no answer to open for {} seconds", ACCEPT_TIMEOUT.as_secs()),
+    })?;
+    let accept = match take_control(first)? {
+        ReceiverControl::Accept(accept) => accept,
+        ReceiverControl::Done(done) => {
+            settle_as_done(&context, &done);
+            return Ok(SendOutcome { done, chunk_len: None });
+        }
+        ReceiverControl::Abort(abort) => return Err(refusal(abort)),
+    };
+    let grid = Grid::new(accept.chunk_len).map_err(ProtocolError::from)?;
+    if accept.codecs & Codec::None.bit() == 0 {
+        return Err(ProtocolError::new(Reason::BadCompression, "the receiver does not take raw chunks").into());
+    }
+    let (session, prepared) = start(context, open, &accept, grid);
+    let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
+    let mut writer = tokio::spawn(write_chunks(Arc::clone(&session), out.clone(), prepared, accept.chunk_len));
+    let result = drive(&session, &out, accept.chunk_len).await;
+    if let Err(SendError::Interrupted) = &result {
+        // The receiver commits and tells how far it got; the reader takes that in.
+        let _ = timeout(FAREWELL_TIMEOUT, &mut reader).await;
+    }
+    writer.abort();
+    reader.abort();
+    let _ = (writer.await, reader.await);
+    result.map(|done| SendOutcome { done, chunk_len: Some(accept.chunk_len) })
+}
+
+fn start(context: SendContext, open: &Open, accept: &Accept, grid: Grid) -> (Arc<Session>, mpsc::UnboundedReceiver<Prepared>) {
+    let window_bytes = accept.window_bytes.min(context.budget_bytes / 2).max(u64::from(accept.chunk_len));
+    let mut core = Sender::new(SenderConfig { grid, window_bytes }, open.fingerprint);
+    for entry in context.source.entries() {
+        core.add(entry.header.clone());
+    }
+    core.seal();
+    context.progress.update(|p| {
+        p.stage = Stage::Sending;
+        p.session_count += 1;
+        p.durability = Some(accept.durability);
+    });
+    let (sender, prepared) = mpsc::unbounded_channel();
+    let is_first = context.progress.snapshot().wire_bytes == 0;
+    let session = Session {
+        is_first,
+        core: Mutex::new(core),
+        pool: BufferPool::new(accept.chunk_len as usize, context.budget_bytes),
+        context,
+        wake: Notify::new(),
+        failure: Mutex::new(None),
+        done: Mutex::new(None),
+        prepared: sender,
+    };
+    (Arc::new(session), prepared)
+}
+
+fn settle_as_done(context: &SendContext, done: &Done) {
+    context.progress.update(|p| {
+        p.stage = Stage::Done;
+        p.total_bytes = done.total_bytes;
+        p.durable_bytes = done.total_bytes;
+        p.settled_bytes = done.total_bytes;
+        p.resumed_bytes = done.total_bytes;
+        p.session_count += 1;
+        p.durability = Some(done.durability);
+    });
+}
+
+/// Asks the role what to do until the checkpoint is published.
+async fn drive(session: &Arc<Session>, out: &LaneSender, chunk_len: u32) -> Result<Done, SendError> {
+    let mut cancel = session.context.cancel.clone();
+    send_sources(session, out).await?;
+    loop {
+        if let Some(error) = session.take_failure() {
+            tell_why(out, &error).await;
+            return Err(error);
+        }
+        if let Some(done) = session.done() {
+            settle_done(session, &done);
+            return Ok(done);
+        }
+        if *cancel.borrow() {
+            tell_why(out, &SendError::Interrupted).await;
+            return Err(SendError::Interrupted);
+        }
+        let action = session.core().poll();
+        match action {
+            Some(SendAction::Announce(entries)) => announce(session, out, entries).await?,
+            Some(SendAction::Send(cell)) => {
+                let len = session.core().span(cell).map_or(0, |(_, len)| len);
+                tokio::select! {
+                    reserved = session.context.budget.reserve(u64::from(len.min(chunk_len))) => prepare(session, cell, reserved),
+                    _ = cancel.wait_for(|c| *c) => {}
+                }
+            }
+            Some(SendAction::Compare { entry, cells }) => compare(session, out, entry, cells),
+            Some(SendAction::Recheck { cell, sent_crc32c }) => recheck(session, cell, sent_crc32c),
+            Some(SendAction::Finish(finish)) => finish_up(session, out, finish).await?,
+            None => {
+                tokio::select! {
+                    () = session.wake.notified() => {}
+                    _ = cancel.wait_for(|c| *c) => {}
+                }
+            }
+        }
+    }
+}
+
+fn settle_done(session: &Session, done: &Done) {
+    session.context.progress.update(|p| {
+        p.stage = Stage::Done;
+        p.durable_bytes = done.total_bytes;
+        p.settled_bytes = done.total_bytes;
+        p.durability = Some(done.durability);
+    });
+}
+
+async fn send_sources(session: &Session, out: &LaneSender) -> Result<(), SendError> {
+    let states = session.context.source.states();
+    // 70 bytes a source on the wire.
+    let per_frame = ANNOUNCE_FRAME_BYTES / 70;
+    for (i, part) in states.chunks(per_frame).enumerate() {
+        let first = (i * per_frame) as u32;
+        let frame = encode_sources_and_entries(first, part as &[SourceState], 0, &[]);
+        send_message(out, [encode_message(&frame)]).await?;
+    }
+    Ok(())
+}
+
+async fn announce(session: &Session, out: &LaneSender, entries: Range<u32>) -> Result<(), SendError> {
+    let all = session.context.source.entries();
+    let mut batch = Vec::new();
+    let (mut first, mut bytes) = (entries.start, 0);
+    for index in entries {
+        let Some(entry) = all.get(index as usize) else { break };
+        let announcement = announcement_of(entry);
+        let frame = encode_sources_and_entries(0, &[], index, std::slice::from_ref(&announcement));
+        let len = frame.encoded_len();
+        if bytes + len > ANNOUNCE_FRAME_BYTES && !batch.is_empty() {
+            let frame = encode_sources_and_entries(0, &[], first, &batch);
+            send_message(out, [encode_message(&frame)]).await?;
+            (first, bytes) = (index, 0);
+            batch.clear();
+        }
+        bytes += len;
+        batch.push(announcement);
+    }
+    let frame = encode_sources_and_entries(0, &[], first, &batch);
+    send_message(out, [encode_message(&frame)]).await
+}
+
+fn announcement_of(entry: &SourceEntry) -> Announcement {
+    Announcement {
+        header: entry.header.clone(),
+        sources: entry.sources.clone(),
+        source_name: entry.source_name.clone(),
+        aliases: entry.aliases.clone(),
+        crc32c: entry.crc32c,
+        trainable: entry.trainable,
+    }
+}
+
+/// Reads a cell on an I/O thread, sums it on a worker and queues it for the lane.
+fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) {
+    let span = session.core().span(cell);
+    let Some((offset, len)) = span else { return };
+    session.job(
+        |job| on_io(job),
+        move |session| {
+            let mut buffer = session.pool.take(len as usize, reserved);
+            if let Err(error) = session.context.source.read_at(cell.entry as usize, offset, buffer.as_mut()) {
+                return session.fail(error);
+            }
+            session.job(|job| on_cpu(job), move |session| sum_and_queue(session, cell, offset, buffer));
+        },
+    );
+}
+
+fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuffer) {
+    let len = buffer.as_ref().len() as u32;
+    let head = ChunkHead {
+        entry: cell.entry,
+        offset,
+        raw_len: len,
+        encoded_len: len,
+        codec: Codec::None.id(),
+        crc32c: checksum::crc32c(buffer.as_ref()),
+    };
+    let prepared = Prepared {
+        cell,
+        head,
+        bytes: Bytes::from_owner(buffer),
+    };
+    // Unbounded in form only: every chunk in it has its share of the budget.
+    let _ = session.prepared.send(prepared);
+}
+
+/// Hands prepared chunks to the lane, several small ones to a frame.
+async fn write_chunks(session: Arc<Session>, out: LaneSender, mut prepared: mpsc::UnboundedReceiver<Prepared>, chunk_len: u32) {
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(chunk) => chunk,
+            None => match prepared.recv().await {
+                Some(chunk) => chunk,
+                None => return,
+            },
+        };
+        let mut bytes = u64::from(first.head.encoded_len);
+        let mut chunks = vec![first];
+        while chunks.len() < MAX_FRAME_CHUNKS && bytes < u64::from(chunk_len) {
+            let Ok(chunk) = prepared.try_recv() else { break };
+            if bytes + u64::from(chunk.head.encoded_len) > u64::from(chunk_len) {
+                next = Some(chunk);
+                break;
+            }
+            bytes += u64::from(chunk.head.encoded_len);
+            chunks.push(chunk);
+        }
+        {
+            let mut core = session.core();
+            chunks.iter().for_each(|c| core.sent(0, c.cell));
+        }
+        session.context.progress.update(|p| p.wire_bytes += bytes);
+        let batch = Batch {
+            chunks: chunks.iter().map(|c| c.head).collect(),
+            ..Batch::default()
+        };
+        let head = encode_sender_frame(&SenderFrame::Batch(batch));
+        debug_assert!(head.encoded_len() <= MAX_HEAD_BYTES);
+        let head = frame_head(&head, bytes as usize);
+        let parts = std::iter::once(head).chain(chunks.into_iter().map(|c| c.bytes));
+        if out.send(parts).await.is_err() {
+            // The reader learns why.
+            return;
+        }
+    }
+}
+
+/// Takes in what the receiver says until it ends the call.
+async fn read_frames(session: Arc<Session>, mut frames: Streaming<pb::ReceiverFrame>) {
+    loop {
+        let frame = match frames.message().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                if session.done().is_none() {
+                    let message = "the receiver closed the stream before it was done".to_owned();
+                    session.fail(SendError::Disconnected { message });
+                }
+                return;
+            }
+            Err(status) => {
+                // After Done a broken connection changes nothing.
+                if session.done().is_none() {
+                    session.fail(status_error(&status));
+                }
+                return;
+            }
+        };
+        if let Err(error) = take_frame(&session, frame) {
+            session.fail(error);
+            return;
+        }
+        session.wake.notify_one();
+    }
+}
+
+fn take_frame(session: &Session, frame: pb::ReceiverFrame) -> Result<(), SendError> {
+    let frame = decode_receiver_frame(frame)?;
+    let state = {
+        let mut core = session.core();
+        core.handle(0, &frame)?;
+        core.progress()
+    };
+    session.context.progress.set(state);
+    if session.is_first {
+        session.context.progress.update(|p| p.resumed_bytes = state.resumed_bytes);
+    }
+    match frame.control {
+        None => Ok(()),
+        Some(ReceiverControl::Done(done)) => {
+            if !session.core().is_finishing() {
+                return Err(ProtocolError::new(Reason::BadFrame, "done came before finish").into());
+            }
+            *session.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+            Ok(())
+        }
+        Some(ReceiverControl::Abort(abort)) => Err(refusal(abort)),
+        Some(ReceiverControl::Accept(_)) => {
+            Err(ProtocolError::new(Reason::BadFrame, "accept came twice").into())
+        }
+    }
+}
+
+/// Hashes held cells and sends their digests.
+fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u64>) {
+    let out = out.clone();
+    let runtime = tokio::runtime::Handle::current();
+    session.job(
+        |job| on_io(job),
+        move |session| {
+            let mut hashes = Vec::new();
+            for cell in cells.clone() {
+                let span = session.core().span(CellId { entry, cell });
+                let Some((offset, len)) = span else { return };
+                let mut bytes = vec![0; len as usize];
+                if let Err(error) = session.context.source.read_at(entry as usize, offset, &mut bytes) {
+                    return session.fail(error);
+                }
+                hashes.push(*blake3::hash(&bytes).as_bytes());
+            }
+            let compare = Compare { entry, first_cell: cells.start, hashes };
+            runtime.spawn(async move {
+                // A closed lane shows at the reader.
+                let _ = send_frame(&out, &SenderFrame::Compare(compare)).await;
+            });
+        },
+    );
+}
+
+/// Reads a refused cell again: the same bytes were damaged on the way, others
+/// mean that the source changed.
+fn recheck(session: &Arc<Session>, cell: CellId, sent_crc32c: u32) {
+    let span = session.core().span(cell);
+    let Some((offset, len)) = span else { return };
+    session.job(
+        |job| on_io(job),
+        move |session| {
+            let mut bytes = vec![0; len as usize];
+            if let Err(error) = session.context.source.read_at(cell.entry as usize, offset, &mut bytes) {
+                return session.fail(error);
+            }
+            let same = checksum::crc32c(&bytes) == sent_crc32c;
+            let rechecked = session.core().rechecked(cell, same);
+            if let Err(error) = rechecked {
+                return session.fail(error);
+            }
+            session.wake.notify_one();
+        },
+    );
+}
+
+async fn finish_up(session: &Arc<Session>, out: &LaneSender, finish: Finish) -> Result<(), SendError> {
+    let source = Arc::clone(&session.context.source);
+    let unchanged = tokio::task::spawn_blocking(move || source.check_unchanged()).await;
+    match unchanged {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            session.fail(error);
+            return Ok(());
+        }
+        Err(error) => {
+            session.fail(SendError::Bug(error.to_string()));
+            return Ok(());
+        }
+    }
+    session.context.progress.update(|p| p.stage = Stage::Publishing);
+    send_frame(out, &SenderFrame::Finish(finish)).await
+}
+
+/// Tells the receiver why the sender gives up, if it still listens.
+async fn tell_why(out: &LaneSender, error: &SendError) {
+    let reason = match error {
+        SendError::Interrupted => Reason::Interrupted,
+        SendError::Source(crate::source::SourceError::Changed { .. }) => Reason::SourceChanged,
+        SendError::Source(_) => Reason::SourceIoError,
+        SendError::Protocol(e) => e.reason,
+        SendError::Bug(_) => Reason::Bug,
+        SendError::Wire(_) => Reason::BadFrame,
+        SendError::Refused { .. } | SendError::Disconnected { .. } => return,
+    };
+    let abort = Abort { reason: Some(reason), message: error.to_string() };
+    let _ = timeout(Duration::from_secs(1), send_frame(out, &SenderFrame::Abort(abort))).await;
+}
+
+async fn send_frame(out: &LaneSender, frame: &SenderFrame) -> Result<(), SendError> {
+    send_message(out, [encode_message(&encode_sender_frame(frame))]).await
+}
+
+/// A lane that is closed is no error here: the reader learns why.
+async fn send_message(out: &LaneSender, parts: [Bytes; 1]) -> Result<(), SendError> {
+    let _ = out.send(parts).await;
+    Ok(())
+}
+
+fn take_control(
+    first: Result<Option<pb::ReceiverFrame>, tonic::Status>,
+) -> Result<ReceiverControl, SendError> {
+    let frame = first.map_err(|status| status_error(&status))?;
+    let frame = frame.ok_or_else(|| SendError::Disconnected {
+        message: "the receiver closed the stream without an answer".to_owned(),
+    })?;
+    let ReceiverFrame { control, .. } = decode_receiver_frame(frame)?;
+    control.ok_or_else(|| ProtocolError::new(Reason::BadFrame, "the first answer is not accept").into())
+}
+
+fn refusal(abort: Abort) -> SendError {
+    SendError::Refused {
+        reason: abort.reason.unwrap_or(Reason::Bug),
+        message: abort.message,
+    }
+}
+
+/// A status with one of our reasons is a refusal; anything else is the transport.
+pub(crate) fn status_error(status: &tonic::Status) -> SendError {
+    match reason_of(status) {
+        Some(reason) => SendError::Refused {
+            reason,
+            message: status.message().to_owned(),
+        },
+        None if status.code() == tonic::Code::Unimplemented => SendError::Refused {
+            reason: Reason::Unsupported,
+            message: "the server is not a tensorferry server".to_owned(),
+        },
+        None => SendError::Disconnected {
+            message: transport_message(status),
+        },
+    }
+}
+
+/// The innermost cause says most.
+fn transport_message(status: &tonic::Status) -> String {
+    let mut message = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        message = error.to_string();
+        cause = error.source();
+    }
+    message
+}

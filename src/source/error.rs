@@ -1,0 +1,117 @@
+//! What can go wrong with a checkpoint on disk.
+
+use super::safetensors::HeaderError;
+use crate::plan::PlanError;
+use std::{io, path::Path, path::PathBuf};
+
+/// A source checkpoint cannot be opened, understood or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// Nothing is at this path.
+    #[error("{} does not exist", path.display())]
+    NotFound {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// No known format.
+    #[error("{} is in no known checkpoint format: looked at {looked_at}", path.display())]
+    Unknown {
+        /// File or folder.
+        path: PathBuf,
+        /// What was looked at, and what it was.
+        looked_at: String,
+    },
+    /// The format is known and the content breaks its rules.
+    #[error("{} is damaged: {why}", path.display())]
+    Malformed {
+        /// File that breaks the rules.
+        path: PathBuf,
+        /// Which rule, with the numbers.
+        why: String,
+    },
+    /// Valid, but without a counterpart here.
+    #[error("{}: {name:?} is not supported: {why}", path.display())]
+    Unsupported {
+        /// File it is in.
+        path: PathBuf,
+        /// Tensor or other part, by name.
+        name: String,
+        /// What about it.
+        why: String,
+    },
+    /// A file is no longer what it was when the checkpoint was opened.
+    #[error("{} has changed since it was opened: {what}", path.display())]
+    Changed {
+        /// File that changed.
+        path: PathBuf,
+        /// How that shows.
+        what: String,
+    },
+    /// More bytes asked for than an entry has.
+    #[error("entry {name:?} has {byte_len} bytes, asked for {len} at {offset}")]
+    Range {
+        /// Entry, or its number when there is none.
+        name: String,
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes of the entry.
+        byte_len: u64,
+    },
+    /// Names or sizes break the rules for every checkpoint.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The operating system refused.
+    #[error("cannot {op} {}: {source}", path.display())]
+    Io {
+        /// Verb, such as `open`.
+        op: &'static str,
+        /// File or folder.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    pub(super) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => SourceError::NotFound { path },
+            _ => SourceError::Io { op, path, source },
+        }
+    }
+
+    pub(super) fn malformed(path: &Path, why: impl Into<String>) -> Self {
+        SourceError::Malformed {
+            path: path.to_owned(),
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn unsupported(path: &Path, name: &str, why: impl Into<String>) -> Self {
+        let (path, name) = (path.to_owned(), crate::plan::clip(name));
+        SourceError::Unsupported {
+            path,
+            name,
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn changed(path: &Path, what: impl Into<String>) -> Self {
+        SourceError::Changed {
+            path: path.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    pub(super) fn header(path: &Path, error: HeaderError) -> Self {
+        match error {
+            HeaderError::Malformed(why) => SourceError::malformed(path, why),
+            HeaderError::Unsupported { name, why } => SourceError::unsupported(path, &name, why),
+            HeaderError::Plan(error) => SourceError::Plan(error),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Floor 3: checkpoints on disk. Finds out what is in a file or folder by
+//! reading headers; tensor bytes are read later, by position, when asked for.
+//!
+//! | format | what | reader |
+//! |---|---|---|
+//! | `npy` | one or more `.npy` files | `npy` |
+//! | `safetensors` | one file, several, or shards with an index | [`safetensors`], `sharded` |
+//! | `tensorferry` | a folder that this program has written | `landed` |
+//!
+//! Files are recognised by content, not by extension.
+
+mod builder;
+mod error;
+mod files;
+mod fingerprint;
+mod folder;
+mod landed;
+mod npy;
+pub mod safetensors;
+mod sharded;
+mod sniff;
+
+pub use error::SourceError;
+
+use crate::plan::{EntryHeader, SourceState};
+use files::FileTable;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What to take from a source.
+#[derive(Clone, Debug)]
+pub struct SourceOptions {
+    /// Take the other files of a folder along as blobs.
+    pub include_files: bool,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        SourceOptions {
+            include_files: true,
+        }
+    }
+}
+
+/// An opened checkpoint: headers are read, tensor bytes are not.
+#[derive(Debug)]
+pub struct SourceSet {
+    format: &'static str,
+    metadata: BTreeMap<String, String>,
+    entries: Vec<SourceEntry>,
+    skipped: Vec<Skipped>,
+    total_bytes: u64,
+    files: FileTable,
+    canonical_roots: Vec<PathBuf>,
+}
+
+/// A tensor or side file and where its bytes are.
+#[derive(Clone, Debug)]
+pub struct SourceEntry {
+    /// Name, type and shape.
+    pub header: EntryHeader,
+    /// Name in the source when that is another.
+    pub source_name: Option<String>,
+    /// Further names of the same tensor.
+    pub aliases: Vec<String>,
+    /// CRC-32C of the bytes, where the source has one.
+    pub crc32c: Option<u32>,
+    /// Whether the tensor is trainable, where the source says so.
+    pub trainable: Option<bool>,
+    /// Numbers of the files that the bytes come from.
+    pub sources: Vec<u32>,
+    /// Runs of bytes that tile the entry, in order.
+    pub(crate) pieces: Vec<Piece>,
+}
+
+/// A run of bytes of one file that is a run of bytes of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Number of the file.
+    pub(crate) file_index: u32,
+    /// First byte in the file.
+    pub(crate) file_offset: u64,
+    /// Length in bytes.
+    pub(crate) byte_len: u64,
+    /// First byte in the entry.
+    pub(crate) dst_offset: u64,
+}
+
+/// Something in the source that is not part of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Tensor or file.
+    pub name: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+impl SourceSet {
+    /// Opens files and folders as one checkpoint. Waits up to 50 ms for files
+    /// that were written just now.
+    ///
+    /// # Errors
+    /// Any [`SourceError`] except `Range`; a name that occurs twice is
+    /// [`PlanError::Duplicate`](crate::plan::PlanError::Duplicate).
+    pub fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceSet, SourceError> {
+        builder::open(paths, options)
+    }
+
+    /// `npy`, `safetensors` or `tensorferry`; `mixed` for several.
+    pub fn format(&self) -> &str {
+        self.format
+    }
+
+    /// Free text of the source, of all files together; of equal keys the first.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Tensors in the order of the source, then blobs by name.
+    pub fn entries(&self) -> &[SourceEntry] {
+        &self.entries
+    }
+
+    /// What was found and left out.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    /// Bytes of all entries.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// The state of every source file, by file number.
+    pub fn states(&self) -> &[SourceState] {
+        self.files.states()
+    }
+
+    /// The canonical path of every source file, by file number.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.paths()
+    }
+
+    /// The canonical paths of what [`SourceSet::open`] was given, sorted.
+    pub fn canonical_roots(&self) -> &[PathBuf] {
+        &self.canonical_roots
+    }
+
+    /// Fills `buf` with the bytes of an entry from `offset` on.
+    ///
+    /// # Errors
+    /// [`SourceError::Range`] for bytes that the entry does not have,
+    /// [`SourceError::Changed`] when a file was replaced, removed or cut,
+    /// [`SourceError::Io`].
+    pub fn read_at(
+        &self,
+        entry_index: usize,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let entry = self.entries.get(entry_index);
+        let byte_len = entry.map_or(0, |entry| entry.header.byte_len);
+        let out_of_range = || SourceError::Range {
+            name: entry.map_or_else(|| entry_index.to_string(), |e| e.header.name.clone()),
+            offset,
+            len: buf.len() as u64,
+            byte_len,
+        };
+        let pieces = entry.map(|entry| &entry.pieces).ok_or_else(out_of_range)?;
+        let fits = offset
+            .checked_add(buf.len() as u64)
+            .is_some_and(|end| end <= byte_len);
+        if !fits {
+            return Err(out_of_range());
+        }
+        let mut at = offset;
+        let mut rest = buf;
+        let first = pieces.partition_point(|piece| piece.dst_offset + piece.byte_len <= offset);
+        for piece in &pieces[first..] {
+            if rest.is_empty() {
+                break;
+            }
+            // Pieces tile the entry, so `at` lies in this one.
+            let skip = at - piece.dst_offset;
+            let len =
+                usize::try_from(piece.byte_len - skip).map_or(rest.len(), |n| n.min(rest.len()));
+            let (now, later) = rest.split_at_mut(len);
+            self.files
+                .read_at(piece.file_index, piece.file_offset + skip, now)?;
+            at += len as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Looks at every source file again.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] when one differs from what it was when the
+    /// checkpoint was opened, [`SourceError::Io`].
+    pub fn check_unchanged(&self) -> Result<(), SourceError> {
+        self.files.check_unchanged()
+    }
+}
+
+#[cfg(test)]
+mod tests;

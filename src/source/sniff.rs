@@ -1,0 +1,82 @@
+//! Tells formats apart by the first bytes of a file.
+
+use super::files::OpenFile;
+use super::{SourceError, builder::Builder, npy, safetensors, sharded};
+use crate::format;
+use std::path::Path;
+
+/// Bytes looked at: a page, as headers of safetensors may begin with spaces.
+const PREFIX_LEN: u64 = 4096;
+
+/// What a file turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Npy,
+    Safetensors,
+    Other,
+}
+
+/// The kind of a file.
+pub(super) fn kind(file: &OpenFile) -> Result<Kind, SourceError> {
+    let prefix = file.prefix(PREFIX_LEN)?;
+    Ok(if prefix.starts_with(format::npy::MAGIC) {
+        Kind::Npy
+    } else if safetensors::sniff(&prefix) {
+        Kind::Safetensors
+    } else {
+        Kind::Other
+    })
+}
+
+/// Loads one file that was named by the user.
+pub(super) fn load_file(path: &Path, builder: &mut Builder) -> Result<(), SourceError> {
+    let file = OpenFile::open(path)?;
+    match kind(&file)? {
+        Kind::Npy => npy::load(path, &file, builder),
+        Kind::Safetensors => safetensors::load(&file, builder),
+        Kind::Other if sharded::is_index_name(path) => sharded::load_index(path, builder),
+        Kind::Other => Err(SourceError::Unknown {
+            path: path.to_owned(),
+            looked_at: looks(&file)?,
+        }),
+    }
+}
+
+/// A file that is no checkpoint, though its extension says that it is one.
+pub(super) fn check_extension(path: &Path, file: &OpenFile) -> Result<(), SourceError> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some(extension @ ("npy" | "safetensors")) => Err(SourceError::malformed(
+            path,
+            format!("it is named .{extension}, but {}", looks(file)?),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The first bytes of a file, in words.
+fn looks(file: &OpenFile) -> Result<String, SourceError> {
+    let prefix = file.prefix(64)?;
+    if prefix.is_empty() {
+        return Ok("it is empty".to_owned());
+    }
+    let known: [(&[u8], &str); 5] = [
+        (
+            b"version https://git-lfs",
+            "a git lfs pointer instead of the content",
+        ),
+        (b"PK\x03\x04", "a zip archive: npz, keras or pytorch"),
+        (b"\x89HDF\r\n\x1a\n", "hdf5"),
+        (b"GGUF", "gguf"),
+        (b"\x80\x02", "a python pickle"),
+    ];
+    let hint = known
+        .iter()
+        .find(|(magic, _)| prefix.starts_with(magic))
+        .map_or("", |(_, n)| n);
+    let colon = if hint.is_empty() { "" } else { ": " };
+    let hex: Vec<String> = prefix.iter().take(8).map(|b| format!("{b:02x}")).collect();
+    Ok(format!(
+        "its first bytes are {}{colon}{hint}",
+        hex.join(" ")
+    ))
+}

@@ -1,0 +1,356 @@
+//! A directory handle, and everything that is done beneath it.
+//!
+//! Every path is resolved beneath the handle without following a symbolic link,
+//! by `openat2(RESOLVE_BENEATH | NO_SYMLINKS)` where the kernel has it and by a
+//! walk of `openat(O_NOFOLLOW)` where it has not. A link or device that somebody
+//! put in the way is an error, never followed.
+
+use super::error::{IoContext, StoreError};
+use rustix::{
+    fs::{self, AtFlags, Mode, OFlags, RenameFlags, ResolveFlags},
+    io::Errno,
+};
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Files and folders are made with these and the process's umask.
+const FILE_MODE: Mode = Mode::from_raw_mode(0o666);
+const PRIVATE: Mode = Mode::from_raw_mode(0o700);
+const PUBLIC: Mode = Mode::from_raw_mode(0o777);
+
+/// What a name in a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// Anything else.
+    Other,
+}
+
+/// An open directory. Cloning shares the descriptor.
+#[derive(Clone, Debug)]
+pub(crate) struct Dir {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// Opens a folder by path, making it and its ancestors if need be. This is
+    /// the only place where a path of the user is followed.
+    pub(crate) fn open_root(path: &Path) -> Result<Self, StoreError> {
+        let shown = path.display().to_string();
+        std::fs::create_dir_all(path).context("make", &shown)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::open(path, flags, Mode::empty()).context("open", &shown)?;
+        Ok(Dir {
+            fd: Arc::new(fd),
+            path: path.to_owned(),
+        })
+    }
+
+    /// A descriptor of its own for the same folder, so that errors of the file
+    /// system are reported to it from now on.
+    pub(crate) fn reopen(&self) -> Result<OwnedFd, StoreError> {
+        self.open_fd(".", OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// The path for messages and for people.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a name beneath, for messages.
+    pub(crate) fn shown(&self, name: &str) -> String {
+        self.path.join(name).display().to_string()
+    }
+
+    /// Opens a folder beneath.
+    pub(crate) fn sub(&self, name: &str) -> Result<Dir, StoreError> {
+        let fd = self.open_fd(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Dir {
+            fd: Arc::new(fd),
+            path: self.path.join(name),
+        })
+    }
+
+    /// Opens a folder beneath, or `None` when there is nothing of that name.
+    pub(crate) fn try_sub(&self, name: &str) -> Result<Option<Dir>, StoreError> {
+        match self.sub(name) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(e) if is_not_found(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens a folder beneath, making what is missing; each folder made has its
+    /// entry synced. `private` folders are for the owner only.
+    pub(crate) fn make_all(&self, name: &str, private: bool) -> Result<Dir, StoreError> {
+        let mut dir = self.clone();
+        for part in name.split('/').filter(|p| !p.is_empty()) {
+            let mode = if private { PRIVATE } else { PUBLIC };
+            match fs::mkdirat(dir.fd.as_fd(), part, mode) {
+                Ok(()) => dir.sync()?,
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e).context("make", dir.shown(part)),
+            }
+            dir = dir.sub(part)?;
+        }
+        Ok(dir)
+    }
+
+    /// Makes a file that must not exist.
+    pub(crate) fn create(&self, name: &str) -> Result<File, StoreError> {
+        let (parent, last) = self.parent_of(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent.fd.as_fd(), last, flags, FILE_MODE).context("create", self.shown(name))?;
+        Ok(File::from(fd))
+    }
+
+    /// Opens a regular file with one name.
+    pub(crate) fn open(&self, name: &str, write: bool) -> Result<File, StoreError> {
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        // Without NONBLOCK a FIFO in the way would hang the server.
+        let fd = self.open_fd(name, access | OFlags::NONBLOCK)?;
+        let stat = fs::fstat(&fd).context("stat", self.shown(name))?;
+        if !fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(self.is_unsafe(name, "it is not a regular file"));
+        }
+        if write && stat.st_nlink != 1 {
+            return Err(self.is_unsafe(name, "the file has other names"));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Opens a regular file, or `None` when there is nothing of that name.
+    pub(crate) fn try_open(&self, name: &str, write: bool) -> Result<Option<File>, StoreError> {
+        match self.open(name, write) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if is_not_found(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens a lock file, making it if need be.
+    pub(crate) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(self.fd.as_fd(), name, flags, FILE_MODE).context("open", self.shown(name))?;
+        Ok(File::from(fd))
+    }
+
+    /// Inode of a name, or `None`.
+    pub(crate) fn inode(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        let (parent, last) = self.parent_of(name)?;
+        match fs::statat(parent.fd.as_fd(), last, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat.st_ino)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e).context("stat", self.shown(name)),
+        }
+    }
+
+    /// Device of this folder.
+    pub(crate) fn device(&self) -> Result<u64, StoreError> {
+        let stat = fs::fstat(self.fd.as_fd()).context("stat", self.shown(""))?;
+        Ok(stat.st_dev)
+    }
+
+    /// Modification time of this folder in seconds since 1970.
+    pub(crate) fn modified_unix_seconds(&self) -> u64 {
+        let stat = fs::fstat(self.fd.as_fd());
+        stat.map_or(0, |s| u64::try_from(s.st_mtime).unwrap_or(0))
+    }
+
+    /// Names in this folder, sorted.
+    pub(crate) fn list(&self) -> Result<Vec<(String, Node)>, StoreError> {
+        let mut out = Vec::new();
+        let entries = fs::Dir::read_from(self.fd.as_fd()).context("list", self.shown(""))?;
+        for entry in entries {
+            let entry = entry.context("list", self.shown(""))?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            out.push((name.to_owned(), self.node(name)?));
+        }
+        out.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(out)
+    }
+
+    fn node(&self, name: &str) -> Result<Node, StoreError> {
+        let stat = match fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Node::Other),
+            Err(e) => return Err(e).context("stat", self.shown(name)),
+        };
+        Ok(match fs::FileType::from_raw_mode(stat.st_mode) {
+            fs::FileType::RegularFile => Node::File,
+            fs::FileType::Directory => Node::Dir,
+            _ => Node::Other,
+        })
+    }
+
+    /// Whether nothing is in this folder.
+    pub(crate) fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.list()?.is_empty())
+    }
+
+    /// Removes a file; a missing one is fine.
+    pub(crate) fn remove_file(&self, name: &str) -> Result<(), StoreError> {
+        let parent = match self.parent_of(name) {
+            Ok(parent) => parent,
+            Err(e) if is_not_found(&e) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        match fs::unlinkat(parent.0.fd.as_fd(), parent.1, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e).context("remove", self.shown(name)),
+        }
+    }
+
+    /// Removes an empty folder; a missing one is fine. Returns whether it is gone.
+    pub(crate) fn remove_empty_dir(&self, name: &str) -> bool {
+        let removed = fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
+        matches!(removed, Ok(()) | Err(Errno::NOENT))
+    }
+
+    /// Removes a folder and all beneath it, following no link.
+    pub(crate) fn remove_all(&self, name: &str) -> Result<(), StoreError> {
+        let Some(dir) = self.try_sub(name)? else { return Ok(()) };
+        for (child, node) in dir.list()? {
+            match node {
+                Node::Dir => dir.remove_all(&child)?,
+                Node::File | Node::Other => dir.remove_file(&child)?,
+            }
+        }
+        match fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e).context("remove", self.shown(name)),
+        }
+    }
+
+    /// Renames onto an absent name or an empty folder.
+    pub(crate) fn rename(&self, name: &str, to: &Dir, to_name: &str) -> Result<(), StoreError> {
+        fs::renameat(self.fd.as_fd(), name, to.fd.as_fd(), to_name).context("rename to", to.shown(to_name))
+    }
+
+    /// Exchanges two names.
+    pub(crate) fn exchange(&self, name: &str, to: &Dir, to_name: &str) -> Result<(), StoreError> {
+        let flags = RenameFlags::EXCHANGE;
+        fs::renameat_with(self.fd.as_fd(), name, to.fd.as_fd(), to_name, flags)
+            .context("exchange with", to.shown(to_name))
+    }
+
+    /// Makes the names in this folder durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        if cfg!(feature = "__mutant_no_dir_fsync") {
+            return Ok(());
+        }
+        fs::fsync(self.fd.as_fd()).context("sync", self.shown(""))
+    }
+
+    /// Splits a relative path into its folder and last part.
+    fn parent_of<'a>(&self, name: &'a str) -> Result<(Dir, &'a str), StoreError> {
+        match name.rsplit_once('/') {
+            Some((parent, last)) => Ok((self.sub(parent)?, last)),
+            None => Ok((self.clone(), name)),
+        }
+    }
+
+    fn open_fd(&self, name: &str, flags: OFlags) -> Result<OwnedFd, StoreError> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let opened = match fs::openat2(self.fd.as_fd(), name, flags, Mode::empty(), resolve) {
+            // Kernels before 5.6, and sandboxes that do not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => self.walk(name, flags),
+            other => other,
+        };
+        match opened {
+            Err(Errno::LOOP | Errno::XDEV) => Err(self.is_unsafe(name, "a symbolic link is in the way")),
+            other => other.context("open", self.shown(name)),
+        }
+    }
+
+    /// `openat2` by hand: one `openat` per part, none of which may be a link.
+    fn walk(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut fd: Option<OwnedFd> = None;
+        let mut parts = name.split('/').filter(|p| !p.is_empty()).peekable();
+        while let Some(part) = parts.next() {
+            if part == ".." {
+                return Err(Errno::XDEV);
+            }
+            let last = parts.peek().is_none();
+            let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let at = fd.as_ref().map_or(self.fd.as_fd(), |f| f.as_fd());
+            let next = fs::openat(at, part, if last { flags } else { folder }, Mode::empty());
+            // O_NOFOLLOW with O_DIRECTORY says NOTDIR for a link.
+            fd = Some(next.map_err(|e| if e == Errno::NOTDIR && !last { Errno::LOOP } else { e })?);
+        }
+        fd.ok_or(Errno::NOENT)
+    }
+
+    fn is_unsafe(&self, name: &str, why: &str) -> StoreError {
+        StoreError::UnsafePath {
+            path: self.shown(name),
+            why: why.to_owned(),
+        }
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether an error says that there is nothing of that name.
+pub(crate) fn is_not_found(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_devices_in_the_way_are_never_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), b"x").unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        std::os::unix::fs::symlink(outside.path(), temp.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), temp.path().join("file")).unwrap();
+        for bad in ["link/secret", "file", "../x", "link"] {
+            let opened = root.open(bad, false);
+            assert!(matches!(opened, Err(StoreError::UnsafePath { .. })), "{bad}: {opened:?}");
+            let walked = root.walk(bad, OFlags::RDONLY | OFlags::NOFOLLOW);
+            assert!(matches!(walked, Err(Errno::LOOP | Errno::XDEV)), "{bad}: {walked:?}");
+        }
+        assert!(root.make_all("link/x", false).is_err());
+        assert!(root.create("file").is_err());
+        std::fs::write(temp.path().join("a"), b"x").unwrap();
+        std::fs::hard_link(temp.path().join("a"), temp.path().join("b")).unwrap();
+        assert!(matches!(root.open("a", true), Err(StoreError::UnsafePath { .. })));
+        assert!(root.open("a", false).is_ok());
+        root.remove_all("link").unwrap_err();
+        assert!(outside.path().join("secret").exists());
+    }
+
+    #[test]
+    fn folders_are_made_listed_and_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Dir::open_root(temp.path()).unwrap();
+        let dir = root.make_all("a/b", true).unwrap();
+        dir.create("x").unwrap();
+        assert!(dir.create("x").is_err());
+        assert_eq!(root.list().unwrap(), [("a".to_owned(), Node::Dir)]);
+        assert_eq!(root.sub("a/b").unwrap().list().unwrap(), [("x".to_owned(), Node::File)]);
+        assert!(root.try_sub("a/c").unwrap().is_none());
+        root.remove_all("a").unwrap();
+        assert!(root.is_empty().unwrap());
+    }
+}

@@ -1,0 +1,248 @@
+//! The files of a transfer under way: made, preallocated, written and synced.
+
+use super::{
+    dir::Dir,
+    error::{IoContext, StoreError},
+};
+use crate::{
+    format::npy,
+    plan::{EntryHeader, EntryKind, Order},
+    protocol::{Placement, SlotFile, Written},
+};
+use bytes::Bytes;
+use rustix::{fs::FallocateFlags, io::Errno};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Blocks are allocated this far ahead of the write that needs them.
+const ALLOCATE_AHEAD_BYTES: u64 = 32 << 20;
+/// Above this many files a group is synced by one `syncfs`.
+const MAX_SINGLE_SYNCS: usize = 64;
+
+/// Bytes before the data: the `.npy` header of a tensor, nothing for a blob.
+pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
+    let EntryKind::Tensor { dtype } = header.kind else { return Vec::new() };
+    if dtype.is_packed() {
+        return npy::encode_header("|u1", false, &[header.byte_len]);
+    }
+    let descr = dtype.npy_descr(header.big_endian);
+    npy::encode_header(&descr, header.order == Order::Fortran, &header.shape)
+}
+
+/// One open file.
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    path: String,
+    prefix_len: u64,
+    file_len: u64,
+    /// Blocks are allocated up to here; `u64::MAX` where the file system cannot.
+    allocated: Mutex<u64>,
+}
+
+impl OpenFile {
+    /// Makes sure that blocks exist for `end` bytes and some ahead, so that a full
+    /// disk shows here and not in the middle of a write.
+    fn allocate(&self, end: u64) -> Result<(), StoreError> {
+        let mut allocated = lock(&self.allocated);
+        if end <= *allocated {
+            return Ok(());
+        }
+        let upto = end.saturating_add(ALLOCATE_AHEAD_BYTES).min(self.file_len).max(end);
+        let from = *allocated;
+        let done = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, upto - from);
+        *allocated = match done {
+            Ok(()) => upto,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => u64::MAX,
+            Err(e) => return Err(e).context("allocate space for", &self.path),
+        };
+        Ok(())
+    }
+}
+
+/// The files of one transfer. Shared by I/O threads and the committer.
+#[derive(Debug)]
+pub(crate) struct Files {
+    data: Dir,
+    /// For `syncfs`; opened before the first write so that it hears of every error.
+    whole: File,
+    open: Mutex<HashMap<u32, Arc<OpenFile>>>,
+    /// Folders with names that are not yet durable.
+    new_names: Mutex<HashSet<String>>,
+    written_bytes: AtomicU64,
+}
+
+impl Files {
+    /// Files below `data`.
+    pub(crate) fn new(data: Dir) -> Result<Self, StoreError> {
+        Ok(Files {
+            whole: File::from(data.reopen()?),
+            data,
+            open: Mutex::default(),
+            new_names: Mutex::default(),
+            written_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// The folder.
+    pub(crate) fn data(&self) -> &Dir {
+        &self.data
+    }
+
+    /// Raw bytes written since this was asked last.
+    pub(crate) fn take_written_bytes(&self) -> u64 {
+        self.written_bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// Whether the file of a recorded entry is what the record says: length and
+    /// header. Data is judged by its own records.
+    pub(crate) fn is_intact(&self, slot: &SlotFile) -> Result<bool, StoreError> {
+        let Some(file) = self.data.try_open(&slot.file, true)? else { return Ok(false) };
+        let prefix = file_prefix(&slot.header);
+        let shown = self.data.shown(&slot.file);
+        let len = file.metadata().context("stat", &shown)?.len();
+        if len != prefix.len() as u64 + slot.header.byte_len {
+            return Ok(false);
+        }
+        let mut found = vec![0; prefix.len()];
+        file.read_exact_at(&mut found, 0).context("read", &shown)?;
+        Ok(found == prefix)
+    }
+
+    /// Writes the bytes of a verified chunk into its cell.
+    ///
+    /// On failure the placement comes back with the error.
+    pub(crate) fn write<'a>(
+        &self,
+        placement: Placement,
+        parts: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Result<Written, (Placement, StoreError)> {
+        match self.write_parts(&placement, parts) {
+            Ok(()) => Ok(placement.into_written()),
+            Err(e) => Err((placement, e)),
+        }
+    }
+
+    fn write_parts<'a>(
+        &self,
+        placement: &Placement,
+        parts: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Result<(), StoreError> {
+        let file = self.file(placement.slot(), placement.is_recorded())?;
+        let mut at = file.prefix_len + placement.offset();
+        file.allocate(at + u64::from(placement.raw_len()))?;
+        for part in parts {
+            file.file.write_all_at(part, at).context("write", &file.path)?;
+            at += part.len() as u64;
+        }
+        self.written_bytes.fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads a cell back. A short file is an error.
+    pub(crate) fn read(&self, slot: &SlotFile, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let file = self.file(slot, true)?;
+        file.file.read_exact_at(buf, file.prefix_len + offset).context("read", &file.path)
+    }
+
+    /// Gives a finished file's descriptor back.
+    pub(crate) fn close(&self, number: u32) {
+        lock(&self.open).remove(&number);
+    }
+
+    /// Makes the files of a group durable, with their names when they are new.
+    pub(crate) fn sync(&self, slots: &[(Arc<SlotFile>, bool)]) -> Result<(), StoreError> {
+        let mut open = Vec::with_capacity(slots.len());
+        for (slot, recorded) in slots {
+            open.push(self.file(slot, *recorded)?);
+        }
+        let new_names = std::mem::take(&mut *lock(&self.new_names));
+        if open.len() > MAX_SINGLE_SYNCS {
+            return rustix::fs::syncfs(self.whole.as_fd())
+                .context("sync the file system of", self.data.shown(""));
+        }
+        for file in open {
+            file.file.sync_data().context("sync", &file.path)?;
+        }
+        for folder in new_names {
+            match folder.as_str() {
+                "" => self.data.sync()?,
+                folder => self.data.sub(folder)?.sync()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the files of a group that are not there yet, syncing nothing.
+    pub(crate) fn touch(&self, slots: &[(Arc<SlotFile>, bool)]) -> Result<(), StoreError> {
+        for (slot, recorded) in slots {
+            self.file(slot, *recorded)?;
+        }
+        Ok(())
+    }
+
+    /// The open file of an entry; made with its header when no record cites it yet.
+    fn file(&self, slot: &SlotFile, recorded: bool) -> Result<Arc<OpenFile>, StoreError> {
+        // Held while a file is made, so that it is made once.
+        let mut open = lock(&self.open);
+        if let Some(file) = open.get(&slot.number) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.data.shown(&slot.file);
+        let prefix = file_prefix(&slot.header);
+        let file_len = prefix.len() as u64 + slot.header.byte_len;
+        let file = if recorded {
+            self.data.open(&slot.file, true)?
+        } else {
+            self.make(slot, &prefix, file_len)?
+        };
+        let file = Arc::new(OpenFile {
+            file,
+            path,
+            prefix_len: prefix.len() as u64,
+            file_len,
+            allocated: Mutex::new(0),
+        });
+        open.insert(slot.number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn make(&self, slot: &SlotFile, prefix: &[u8], file_len: u64) -> Result<File, StoreError> {
+        let folder = slot.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        self.data.make_all(folder, false)?;
+        // What an earlier session left without a record is worth nothing.
+        self.data.remove_file(&slot.file)?;
+        let file = self.data.create(&slot.file)?;
+        let shown = self.data.shown(&slot.file);
+        file.set_len(file_len).context("set the length of", &shown)?;
+        file.write_all_at(prefix, 0).context("write the header of", &shown)?;
+        lock(&self.new_names).insert(folder.to_owned());
+        Ok(file)
+    }
+}
+
+/// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+pub(crate) fn read_exact_at_most(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

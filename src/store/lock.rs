@@ -1,0 +1,67 @@
+//! One writer per checkpoint name, also across processes.
+
+use super::{
+    dir::Dir,
+    error::{IoContext, StoreError},
+};
+use crate::plan::CheckpointName;
+use std::{fs::File, fs::TryLockError, os::unix::fs::MetadataExt};
+
+/// The lock of one checkpoint name; dropping it unlocks.
+#[derive(Debug)]
+pub(crate) struct NameLock {
+    // Held for its lock.
+    _file: File,
+    dir: Dir,
+    file_name: String,
+}
+
+impl NameLock {
+    /// Takes the lock, or says that another process has it.
+    pub(crate) fn take(locks: &Dir, name: &CheckpointName) -> Result<Self, StoreError> {
+        let file_name = format!("{}.lock", name.short_hash());
+        loop {
+            let file = locks.open_or_create(&file_name)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(StoreError::Locked {
+                        name: name.to_string(),
+                        why: "another process works on it",
+                    });
+                }
+                Err(TryLockError::Error(e)) => return Err(e).context("lock", locks.shown(&file_name)),
+            }
+            // The file may have been unlinked between opening and locking; then
+            // the lock is worth nothing and the next round makes a new file.
+            let held = file.metadata().context("stat", locks.shown(&file_name))?.ino();
+            if locks.inode(&file_name)? == Some(held) {
+                return Ok(NameLock { _file: file, dir: locks.clone(), file_name });
+            }
+        }
+    }
+
+    /// Unlocks and removes the lock file.
+    pub(crate) fn remove(self) -> Result<(), StoreError> {
+        self.dir.remove_file(&self.file_name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_locked_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open_root(temp.path()).unwrap();
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let first = NameLock::take(&dir, &a).unwrap();
+        assert!(matches!(NameLock::take(&dir, &a), Err(StoreError::Locked { .. })));
+        let other = NameLock::take(&dir, &b).unwrap();
+        first.remove().unwrap();
+        drop(NameLock::take(&dir, &a).unwrap());
+        drop(NameLock::take(&dir, &a).unwrap());
+        other.remove().unwrap();
+    }
+}

@@ -1,0 +1,28 @@
+//! Floor 3: bytes at rest. Everything below one root folder is reached through
+//! one directory handle; nothing a peer says is ever used as a path.
+//!
+//! The calls are synchronous and positional: they run on I/O threads and on the
+//! committer, never on the tasks that serve the network, and many may write into
+//! the same file at once because a [`crate::protocol::Placement`] exists only
+//! once per cell.
+
+mod catalog;
+mod dir;
+mod durability;
+mod error;
+mod files;
+pub(crate) mod journal;
+mod lock;
+mod manifest;
+mod map;
+mod publish;
+mod space;
+mod staging;
+
+pub(crate) use catalog::{Catalog, TransferSummary};
+pub(crate) use error::StoreError;
+pub(crate) use files::read_exact_at_most;
+pub(crate) use manifest::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor};
+pub(crate) use map::ReadMap;
+pub(crate) use space::Space;
+pub(crate) use staging::{Opened, Staging, StagingOptions};

@@ -1,0 +1,217 @@
+//! Putting a finished transfer under its name, and finishing that after a crash.
+//!
+//! Order: manifest written and synced, folders synced, PUBLISH record synced,
+//! rename, both parents synced. Before the record a crash leaves an unfinished
+//! transfer; after it, recovery finds the record and either sees the manifest
+//! under the name already or repeats the rename. So the name always shows the
+//! old or the new checkpoint, whole.
+
+use super::{
+    catalog::Catalog,
+    dir::{Dir, Node},
+    error::{IoContext, StoreError},
+    files::file_prefix,
+    journal::{JournalError, Record, replay},
+    manifest::{self, MANIFEST_FILE, Manifest, ManifestBlob, ManifestSource, ManifestTensor},
+    staging::{DATA_DIR, JOURNAL_FILE, Staging},
+};
+use crate::{
+    format::checksum,
+    plan::{CheckpointName, EntryKind, Order},
+    protocol::PublishPlan,
+};
+use std::{collections::BTreeSet, io::Write};
+
+/// Bytes read at a time when everything is read again.
+const VERIFY_BUFFER_LEN: usize = 1 << 20;
+
+/// Publishes. Returns BLAKE3 of the manifest.
+pub(super) fn publish(staging: &Staging, plan: &PublishPlan, is_synced: bool) -> Result<[u8; 32], StoreError> {
+    if staging.open.verify {
+        verify(staging, plan)?;
+    }
+    let data = staging.files.data();
+    let manifest = build_manifest(staging, plan);
+    let keep: BTreeSet<String> = plan.entries.iter().map(|(slot, ..)| slot.file.clone()).collect();
+    remove_others(data, "", &keep)?;
+
+    let bytes = manifest.to_bytes();
+    let hash = *blake3::hash(&bytes).as_bytes();
+    data.remove_file(MANIFEST_FILE)?;
+    let mut file = data.create(MANIFEST_FILE)?;
+    let shown = data.shown(MANIFEST_FILE);
+    file.write_all(&bytes).context("write", &shown)?;
+    if is_synced {
+        file.sync_all().context("sync", &shown)?;
+        sync_folders(data)?;
+    }
+    let overwrite = staging.open.overwrite;
+    staging.append(&[Record::Publish { manifest_blake3: hash, overwrite }])?;
+    rename(&staging.catalog, &staging.name, &staging.dir, overwrite)?;
+    Ok(hash)
+}
+
+/// Moves `data/` to the final name and makes the names durable.
+fn rename(catalog: &Catalog, name: &CheckpointName, dir: &Dir, overwrite: bool) -> Result<(), StoreError> {
+    let (parent, last) = catalog.target(name)?;
+    let in_the_way = match parent.try_sub(&last)? {
+        Some(target) => !target.is_empty()?,
+        None => false,
+    };
+    if in_the_way && overwrite {
+        // The old version now lies in staging and goes with it.
+        dir.exchange(DATA_DIR, &parent, &last)?;
+    } else if in_the_way {
+        return Err(StoreError::Exists {
+            name: name.to_string(),
+            why: "something was put there while the transfer ran",
+        });
+    } else {
+        dir.rename(DATA_DIR, &parent, &last)?;
+    }
+    parent.sync()?;
+    dir.sync()
+}
+
+/// Finishes a publication that a crash interrupted; otherwise changes nothing.
+/// The caller holds the lock of the name.
+pub(super) fn recover(catalog: &Catalog, name: &CheckpointName) -> Result<(), StoreError> {
+    let Some(dir) = catalog.transfers()?.try_sub(&name.short_hash())? else { return Ok(()) };
+    let Some(journal) = dir.try_open(JOURNAL_FILE, false)? else { return Ok(()) };
+    let path = dir.shown(JOURNAL_FILE);
+    let replay = match replay(&journal) {
+        Ok(replay) => replay,
+        Err(JournalError::BadHeader) => return Ok(()),
+        Err(source) => return Err(StoreError::Journal { path, source }),
+    };
+    let Some((hash, overwrite)) = replay.state.publish else { return Ok(()) };
+    if replay.header.checkpoint != name.as_str() {
+        return Ok(());
+    }
+    let published = match catalog.root().try_sub(name.as_str())? {
+        Some(target) => Manifest::hash(&target)?,
+        None => None,
+    };
+    if published != Some(hash) {
+        let staged = match dir.try_sub(DATA_DIR)? {
+            Some(data) => Manifest::hash(&data)?,
+            None => None,
+        };
+        if staged != Some(hash) {
+            // Neither side has it: somebody removed the published folder. The
+            // journal then speaks of files that are gone, and the next session
+            // finds that out file by file.
+            return Ok(());
+        }
+        catalog.prepare_target(name)?;
+        rename(catalog, name, &dir, overwrite)?;
+    } else {
+        // The rename happened, but perhaps not the syncs after it.
+        catalog.target(name)?.0.sync()?;
+        dir.sync()?;
+    }
+    catalog.remove_staging(name)
+}
+
+/// Reads every byte back and compares it with what was acknowledged.
+fn verify(staging: &Staging, plan: &PublishPlan) -> Result<(), StoreError> {
+    let mut buf = vec![0; VERIFY_BUFFER_LEN];
+    for (slot, announcement, expected) in &plan.entries {
+        let (mut found, mut offset) = (0, 0);
+        while offset < slot.header.byte_len {
+            let n = (slot.header.byte_len - offset).min(buf.len() as u64);
+            let part = &mut buf[..n as usize];
+            staging.files.read(slot, offset, part)?;
+            found = checksum::combine(found, checksum::crc32c(part), n);
+            offset += n;
+        }
+        // The file may have been closed before; its descriptor is not needed again.
+        staging.files.close(slot.number);
+        if found != *expected {
+            return Err(StoreError::Damaged {
+                name: announcement.header.name.clone(),
+                expected: *expected,
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Removes every file that is not part of the checkpoint, and emptied folders.
+fn remove_others(dir: &Dir, prefix: &str, keep: &BTreeSet<String>) -> Result<(), StoreError> {
+    for (child, node) in dir.list()? {
+        let path = format!("{prefix}{child}");
+        match node {
+            Node::Dir => {
+                remove_others(&dir.sub(&child)?, &format!("{path}/"), keep)?;
+                // Fails where something is left, which is the point.
+                dir.remove_empty_dir(&child);
+            }
+            Node::File | Node::Other if !keep.contains(&path) => dir.remove_file(&child)?,
+            Node::File | Node::Other => {}
+        }
+    }
+    Ok(())
+}
+
+fn sync_folders(dir: &Dir) -> Result<(), StoreError> {
+    for (child, node) in dir.list()? {
+        if node == Node::Dir {
+            sync_folders(&dir.sub(&child)?)?;
+        }
+    }
+    dir.sync()
+}
+
+fn build_manifest(staging: &Staging, plan: &PublishPlan) -> Manifest {
+    let (mut tensors, mut files, mut total_nbytes) = (Vec::new(), Vec::new(), 0);
+    for (slot, announcement, crc32c) in &plan.entries {
+        let header = &slot.header;
+        let crc32c = format!("{crc32c:08x}");
+        total_nbytes += header.byte_len;
+        match header.kind {
+            EntryKind::Blob => files.push(ManifestBlob {
+                name: header.name.clone(),
+                file: slot.file.clone(),
+                nbytes: header.byte_len,
+                crc32c,
+            }),
+            EntryKind::Tensor { dtype } => tensors.push(ManifestTensor {
+                index: tensors.len() as u64,
+                name: header.name.clone(),
+                source_name: announcement.source_name.clone().unwrap_or_else(|| header.name.clone()),
+                aliases: announcement.aliases.clone(),
+                file: slot.file.clone(),
+                dtype: dtype.name().to_owned(),
+                npy_descr: dtype.npy_descr(header.big_endian),
+                shape: header.shape.clone(),
+                fortran_order: header.order == Order::Fortran,
+                byteorder: if header.big_endian { "big" } else { "little" }.to_owned(),
+                packed: dtype.is_packed(),
+                data_offset: file_prefix(header).len() as u64,
+                nbytes: header.byte_len,
+                crc32c,
+                trainable: announcement.trainable,
+            }),
+        }
+    }
+    Manifest {
+        format: "tensorferry".to_owned(),
+        version: 1,
+        created: manifest::rfc3339_now(),
+        checkpoint: staging.name.as_str().to_owned(),
+        source: ManifestSource {
+            format: staging.open.source_format.clone(),
+            metadata: staging.open.metadata.clone(),
+        },
+        transfer_id: manifest::hex(&staging.open.transfer_id),
+        fingerprint: plan.fingerprint.map(|d| manifest::hex(&d)),
+        entries_digest: manifest::hex(&plan.entries_digest),
+        chunk_len: staging.chunk_len,
+        durability: staging.durability.as_str().to_owned(),
+        tensors,
+        files,
+        total_nbytes,
+    }
+}

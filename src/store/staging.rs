@@ -1,0 +1,441 @@
+//! The staging of one transfer: its journal and the files that grow.
+//!
+//! ```text
+//! ROOT/.tensorferry/transfers/<16 hex of BLAKE3(name)>/journal
+//!                                                     /data/…
+//! ROOT/.tensorferry/locks/<16 hex>.lock
+//! ```
+
+use super::{
+    catalog::Catalog,
+    dir::Dir,
+    durability,
+    error::{IoContext, StoreError},
+    files::Files,
+    journal::{
+        EntryRecord, JournalError, JournalHeader, JournalWriter, Record, Replay, Run, replay,
+    },
+    lock::NameLock,
+    manifest::Manifest,
+    publish,
+    space::Reservation,
+};
+use crate::{
+    plan::{CheckpointName, Grid},
+    protocol::{
+        CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan,
+        RecoveredEntry, Recovered, SlotFile,
+    },
+};
+use std::{
+    fs::File,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+pub(super) const JOURNAL_FILE: &str = "journal";
+pub(super) const DATA_DIR: &str = "data";
+/// Bytes set aside per entry for its header, journal records and manifest.
+const OVERHEAD_BYTES: u64 = 1024;
+
+/// What the server decides about a staging beyond what Open says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StagingOptions {
+    /// Cell length of a new transfer, in bytes.
+    pub(crate) chunk_len: u32,
+    /// Number of the layout in the wire protocol.
+    pub(crate) layout: i32,
+    /// Number of the container in the wire protocol.
+    pub(crate) out_format: i32,
+}
+
+/// What became of an Open.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// The very same checkpoint is published already.
+    Unchanged {
+        /// The manifest.
+        manifest: Box<Manifest>,
+        /// BLAKE3 of its bytes.
+        manifest_blake3: [u8; 32],
+    },
+    /// Go on from here.
+    Ready {
+        /// The staging, locked.
+        staging: Arc<Staging>,
+        /// What its journal says.
+        recovered: Recovered,
+    },
+}
+
+/// The staging of one transfer, locked for this session.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    pub(super) catalog: Catalog,
+    pub(super) name: CheckpointName,
+    pub(super) dir: Dir,
+    pub(super) files: Files,
+    journal: Mutex<JournalWriter>,
+    lock: Mutex<Option<NameLock>>,
+    reservation: Mutex<Reservation>,
+    pub(super) open: Open,
+    pub(super) chunk_len: u32,
+    epoch: u64,
+    pub(super) durability: Durability,
+    is_synced: bool,
+}
+
+impl Staging {
+    /// Locks the name, finishes an interrupted publication, reserves space and
+    /// goes on with the journal, or begins one.
+    ///
+    /// # Errors
+    /// Everything that refuses the transfer does so here, before a byte is
+    /// accepted and with the disk as it was.
+    pub(crate) fn open(catalog: &Catalog, open: Open, options: StagingOptions) -> Result<Opened, StoreError> {
+        let name = open.checkpoint.clone();
+        let lock = NameLock::take(&catalog.locks()?, &name)?;
+        let hash = name.short_hash();
+        catalog.check_nesting(&name)?;
+        if open.restart {
+            catalog.remove_staging(&name)?;
+        }
+        publish::recover(catalog, &name)?;
+        if let Some(unchanged) = check_published(catalog, &open)? {
+            lock.remove()?;
+            return Ok(unchanged);
+        }
+
+        let transfers = catalog.transfers()?;
+        let earlier = match transfers.try_sub(&hash)? {
+            Some(dir) => Earlier::read(dir, &name)?,
+            None => None,
+        };
+        let adopted = match &earlier {
+            Some(earlier) => earlier.check_owner(&open, &options)?,
+            None => false,
+        };
+        let chunk_len = earlier.as_ref().map_or(options.chunk_len, |e| e.replay.header.chunk_len);
+        let grid = Grid::new(chunk_len)?;
+
+        let present_bytes = earlier.as_ref().map_or(0, |e| e.present_bytes(grid));
+        let reservation = catalog.space().reserve(catalog.root(), needed_bytes(&open, present_bytes))?;
+        let durability = match open.commit_mode {
+            CommitMode::None => Durability::Process,
+            _ => durability::of_folder(catalog.root())?,
+        };
+        let is_synced = open.commit_mode != CommitMode::None;
+        catalog.prepare_target(&name)?;
+
+        let (dir, journal, state) = match earlier {
+            Some(earlier) => earlier.resume()?,
+            None => begin(&transfers, &hash, &name, chunk_len, &options)?,
+        };
+        let data = dir.make_all(DATA_DIR, false)?;
+        let epoch = state.as_ref().map_or(1, |s| s.state.epoch.saturating_add(1));
+        let staging = Staging {
+            catalog: catalog.clone(),
+            name,
+            dir,
+            files: Files::new(data)?,
+            journal: Mutex::new(journal),
+            lock: Mutex::new(Some(lock)),
+            reservation: Mutex::new(reservation),
+            open,
+            chunk_len,
+            epoch,
+            durability,
+            is_synced,
+        };
+        let recovered = staging.begin_session(state, adopted)?;
+        Ok(Opened::Ready {
+            staging: Arc::new(staging),
+            recovered,
+        })
+    }
+
+    /// Writes the SESSION record, and gives up entries whose file is not what the
+    /// journal says.
+    fn begin_session(&self, replay: Option<Replay>, adopted: bool) -> Result<Recovered, StoreError> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce)
+            .map_err(std::io::Error::other)
+            .context("get random bytes for", self.dir.shown(JOURNAL_FILE))?;
+        let entries_digest = match self.open.manifest {
+            ManifestPromise::Complete { entries_digest, .. } => Some(entries_digest),
+            ManifestPromise::Open => None,
+        };
+        let mut records = vec![Record::Session {
+            epoch: self.epoch,
+            nonce,
+            transfer_id: self.open.transfer_id,
+            entries_digest,
+            adopted,
+        }];
+        let mut recovered = Recovered::default();
+        let mut lost = Vec::new();
+        if let Some(replay) = replay {
+            recovered.next_number = replay.state.next_entry_number;
+            recovered.sources = replay.state.sources;
+            for (number, mut entry) in replay.state.entries {
+                let slot = SlotFile {
+                    number,
+                    file: entry.record.file,
+                    header: entry.record.header,
+                    source_keys: entry.record.source_keys,
+                };
+                if !self.files.is_intact(&slot)? {
+                    tracing::warn!(file = %slot.file, "staged file is missing or was changed; its bytes are sent again");
+                    lost.push(number);
+                    continue;
+                }
+                if adopted {
+                    entry.held.union_with(&std::mem::take(&mut entry.durable));
+                }
+                recovered.entries.push(RecoveredEntry {
+                    slot,
+                    durable: entry.durable,
+                    held: entry.held,
+                    sums: entry.sums,
+                });
+            }
+        }
+        if !lost.is_empty() {
+            records.push(Record::Forget(lost));
+        }
+        self.append(&records)?;
+        Ok(recovered)
+    }
+
+    /// Checkpoint name.
+    pub(crate) fn name(&self) -> &CheckpointName {
+        &self.name
+    }
+
+    /// Cell length in bytes, fixed for the life of the transfer.
+    pub(crate) fn chunk_len(&self) -> u32 {
+        self.chunk_len
+    }
+
+    /// Number of this session.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What durable means here.
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// What the sender asked for.
+    pub(crate) fn options(&self) -> &Open {
+        &self.open
+    }
+
+    /// The growing files.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Makes a group durable: data, then records, each synced, in this order.
+    ///
+    /// # Errors
+    /// Any error is final: nothing of the group may be acknowledged.
+    pub(crate) fn commit(&self, group: &Group) -> Result<(), StoreError> {
+        let mut records = Vec::new();
+        if !group.forget.is_empty() {
+            records.push(Record::Forget(group.forget.clone()));
+        }
+        records.extend(group.sources.iter().cloned().map(Record::Source));
+        records.extend(group.entries.iter().map(|slot| Record::Entry(entry_record(slot))));
+        if !group.cells.is_empty() {
+            records.push(Record::Cells(group.cells.iter().map(run).collect()));
+        }
+        if !group.kept.is_empty() {
+            records.push(Record::Kept(group.kept.iter().map(run).collect()));
+        }
+        if cfg!(feature = "__mutant_journal_first") {
+            self.append(&records)?;
+            self.sync_files(group)?;
+        } else {
+            self.sync_files(group)?;
+            self.append(&records)?;
+        }
+        let mut reservation = self.reservation.lock().unwrap_or_else(PoisonError::into_inner);
+        reservation.used(self.files.take_written_bytes());
+        Ok(())
+    }
+
+    fn sync_files(&self, group: &Group) -> Result<(), StoreError> {
+        if self.is_synced {
+            self.files.sync(&group.files)
+        } else {
+            self.files.touch(&group.files)
+        }
+    }
+
+    /// Appends records and makes them durable.
+    pub(super) fn append(&self, records: &[Record]) -> Result<(), StoreError> {
+        let shown = self.dir.shown(JOURNAL_FILE);
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.append(records).context("append to", &shown)?;
+        if self.is_synced {
+            journal.sync().context("sync", &shown)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the checkpoint under its name. Returns BLAKE3 of its manifest.
+    pub(crate) fn publish(&self, plan: &PublishPlan) -> Result<[u8; 32], StoreError> {
+        publish::publish(self, plan, self.is_synced)
+    }
+
+    /// After Done: removes what publishing left, journal last, and unlocks.
+    pub(crate) fn clean_up(&self) -> Result<(), StoreError> {
+        self.catalog.remove_staging(&self.name)?;
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock.map_or(Ok(()), NameLock::remove)
+    }
+}
+
+/// Published under this name already: the same, or in the way.
+fn check_published(catalog: &Catalog, open: &Open) -> Result<Option<Opened>, StoreError> {
+    let name = &open.checkpoint;
+    let Some(dir) = catalog.root().try_sub(name.as_str())? else { return Ok(None) };
+    let Some((manifest, bytes)) = Manifest::read(&dir)? else {
+        if dir.is_empty()? {
+            return Ok(None);
+        }
+        return Err(StoreError::Exists {
+            name: name.to_string(),
+            why: "the folder is not empty and was not made by tensorferry",
+        });
+    };
+    let hex = |d: [u8; 16]| super::manifest::hex(&d);
+    let same = open.fingerprint.is_some()
+        && manifest.fingerprint == open.fingerprint.map(hex)
+        && manifest.transfer_id == hex(open.transfer_id);
+    if same {
+        catalog.remove_staging(name)?;
+        return Ok(Some(Opened::Unchanged {
+            manifest: Box::new(manifest),
+            manifest_blake3: *blake3::hash(&bytes).as_bytes(),
+        }));
+    }
+    if !open.overwrite {
+        return Err(StoreError::Exists {
+            name: name.to_string(),
+            why: "it is published with other content or from another source",
+        });
+    }
+    Ok(None)
+}
+
+fn needed_bytes(open: &Open, present_bytes: u64) -> u64 {
+    match open.manifest {
+        ManifestPromise::Complete { total_bytes, entry_count, .. } => total_bytes
+            .saturating_sub(present_bytes)
+            .saturating_add(entry_count.saturating_mul(OVERHEAD_BYTES)),
+        ManifestPromise::Open => 0,
+    }
+}
+
+/// What an earlier session left.
+struct Earlier {
+    dir: Dir,
+    file: File,
+    replay: Replay,
+}
+
+impl Earlier {
+    /// Reads the journal; without a usable one the staging is worth nothing and is
+    /// removed.
+    fn read(dir: Dir, name: &CheckpointName) -> Result<Option<Self>, StoreError> {
+        let Some(file) = dir.try_open(JOURNAL_FILE, true)? else { return Ok(None) };
+        let path = dir.shown(JOURNAL_FILE);
+        match replay(&file) {
+            Ok(replay) if replay.header.checkpoint == name.as_str() && replay.state.epoch > 0 => {
+                Ok(Some(Earlier { dir, file, replay }))
+            }
+            // Torn while it was made: nothing was acknowledged on it.
+            Ok(_) | Err(JournalError::BadHeader) => Ok(None),
+            Err(source) => Err(StoreError::Journal { path, source }),
+        }
+    }
+
+    /// Whether this owner may go on; `true` = only after comparing everything.
+    fn check_owner(&self, open: &Open, options: &StagingOptions) -> Result<bool, StoreError> {
+        let (state, header) = (&self.replay.state, &self.replay.header);
+        let same_shape = header.layout == options.layout && header.out_format == options.out_format;
+        if state.transfer_id == Some(open.transfer_id) && same_shape {
+            return Ok(false);
+        }
+        let digest = match open.manifest {
+            ManifestPromise::Complete { entries_digest, .. } => Some(entries_digest),
+            ManifestPromise::Open => None,
+        };
+        if same_shape && digest.is_some() && state.entries_digest == digest {
+            return Ok(true);
+        }
+        Err(StoreError::Locked {
+            name: open.checkpoint.to_string(),
+            why: "an unfinished transfer of something else waits there; restart or discard it",
+        })
+    }
+
+    fn present_bytes(&self, grid: Grid) -> u64 {
+        let entries = self.replay.state.entries.values();
+        let sizes = entries.map(|e| {
+            let len = e.record.header.byte_len;
+            let cells = e.durable.iter().chain(e.held.iter());
+            cells.map(|r| grid.span_bytes(len, r.start, r.end - r.start)).sum::<u64>()
+        });
+        sizes.sum()
+    }
+
+    fn resume(self) -> Result<(Dir, JournalWriter, Option<Replay>), StoreError> {
+        let journal = JournalWriter::resume(self.file, &self.replay)
+            .context("go on with", self.dir.shown(JOURNAL_FILE))?;
+        Ok((self.dir, journal, Some(self.replay)))
+    }
+}
+
+/// Makes the staging of a new transfer, its names durable.
+fn begin(
+    transfers: &Dir,
+    hash: &str,
+    name: &CheckpointName,
+    chunk_len: u32,
+    options: &StagingOptions,
+) -> Result<(Dir, JournalWriter, Option<Replay>), StoreError> {
+    transfers.remove_all(hash)?;
+    let dir = transfers.make_all(hash, true)?;
+    let file = dir.create(JOURNAL_FILE)?;
+    let header = JournalHeader {
+        checkpoint: name.as_str().to_owned(),
+        chunk_len,
+        layout: options.layout,
+        out_format: options.out_format,
+    };
+    let shown = dir.shown(JOURNAL_FILE);
+    let mut journal = JournalWriter::create(file, &header).context("begin", &shown)?;
+    journal.sync().context("sync", &shown)?;
+    dir.sync()?;
+    Ok((dir, journal, None))
+}
+
+fn entry_record(slot: &SlotFile) -> EntryRecord {
+    EntryRecord {
+        number: slot.number,
+        header: slot.header.clone(),
+        file: slot.file.clone(),
+        source_keys: slot.source_keys.clone(),
+    }
+}
+
+fn run(cells: &GroupCells) -> Run {
+    Run {
+        entry: cells.number,
+        first: cells.first,
+        crcs: cells.crcs.clone(),
+    }
+}

@@ -1,0 +1,125 @@
+//! A push under way.
+
+use crate::{
+    error::Error,
+    protocol::Durability,
+    session::{Progress, ProgressCell},
+};
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// What a finished transfer did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TransferReport {
+    /// Checkpoint name.
+    pub checkpoint: String,
+    /// Tensors of the checkpoint.
+    pub tensor_count: u64,
+    /// Side files of the checkpoint.
+    pub file_count: u64,
+    /// Raw bytes of the checkpoint.
+    pub bytes: u64,
+    /// Payload bytes that this call sent.
+    pub wire_bytes: u64,
+    /// Raw bytes that were on the receiver already and did not travel.
+    pub resumed_bytes: u64,
+    /// Sessions opened.
+    pub session_count: u32,
+    /// From the call to Done.
+    pub elapsed: Duration,
+    /// What cannot be lost any more, and to what.
+    pub durability: Durability,
+    /// The very same checkpoint had been published before.
+    pub unchanged: bool,
+}
+
+/// A push under way. Await it for its report; dropping it stops the push, and the
+/// same call made again goes on from the bytes that are durable by then.
+#[derive(Debug)]
+pub struct Transfer {
+    pub(crate) task: JoinHandle<Result<TransferReport, Error>>,
+    pub(crate) progress: Arc<ProgressCell>,
+    pub(crate) cancel: watch::Sender<bool>,
+}
+
+impl Transfer {
+    /// Where it stands.
+    pub fn progress(&self) -> Progress {
+        self.progress.snapshot()
+    }
+
+    /// Asks it to stop in good order: it ends with [`Error::Interrupted`] once the
+    /// receiver has made durable what it has, or after two seconds.
+    pub fn cancel(&self) {
+        let _ = self.cancel.send(true);
+    }
+
+    /// A handle that can cancel from elsewhere.
+    pub fn canceller(&self) -> Canceller {
+        Canceller {
+            cancel: self.cancel.clone(),
+        }
+    }
+
+    /// A handle that tells where it stands from elsewhere.
+    pub fn watcher(&self) -> Watcher {
+        Watcher {
+            progress: Arc::clone(&self.progress),
+        }
+    }
+}
+
+/// Cancels a [`Transfer`] from another task.
+#[derive(Clone, Debug)]
+pub struct Canceller {
+    cancel: watch::Sender<bool>,
+}
+
+impl Canceller {
+    /// See [`Transfer::cancel`].
+    pub fn cancel(&self) {
+        let _ = self.cancel.send(true);
+    }
+}
+
+/// Watches a [`Transfer`] from another task.
+#[derive(Clone, Debug)]
+pub struct Watcher {
+    progress: Arc<ProgressCell>,
+}
+
+impl Watcher {
+    /// See [`Transfer::progress`].
+    pub fn progress(&self) -> Progress {
+        self.progress.snapshot()
+    }
+}
+
+impl IntoFuture for Transfer {
+    type Output = Result<TransferReport, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let mut guard = AbortOnDrop(self.task);
+            (&mut guard.0)
+                .await
+                .unwrap_or_else(|error| Err(Error::Bug(error.to_string())))
+        })
+    }
+}
+
+/// The task must not outlive whoever waits for it.
+struct AbortOnDrop(JoinHandle<Result<TransferReport, Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
