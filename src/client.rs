@@ -6,7 +6,7 @@ use crate::{
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, send, status_error,
+        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, cancelled, send, status_error,
     },
     source::SourceSet,
     transfer::{Transfer, TransferReport},
@@ -114,11 +114,7 @@ impl Client {
             target,
             options,
         };
-        Transfer {
-            task: tokio::spawn(push.run()),
-            progress,
-            cancel,
-        }
+        Transfer::new(tokio::spawn(push.run()), progress, cancel)
     }
 
     /// Checkpoints and transfers whose names begin with `prefix`.
@@ -254,7 +250,7 @@ impl Push {
         let mut cancel = self.context.cancel.clone();
         let lane = tokio::select! {
             lane = self.client.open_lane() => lane?,
-            _ = cancel.wait_for(|c| *c) => return Err(SendError::Interrupted),
+            () = cancelled(&mut cancel) => return Err(SendError::Interrupted),
         };
         Box::pin(send(self.context.clone(), open, lane)).await
     }
@@ -267,7 +263,7 @@ impl Push {
         let wait = doubled / 2 + doubled / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX);
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
-            _ = self.context.cancel.wait_for(|c| *c) => Err(Error::Interrupted),
+            () = cancelled(&mut self.context.cancel) => Err(Error::Interrupted),
         }
     }
 

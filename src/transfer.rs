@@ -43,12 +43,24 @@ pub struct TransferReport {
 /// same call made again goes on from the bytes that are durable by then.
 #[derive(Debug)]
 pub struct Transfer {
-    pub(crate) task: JoinHandle<Result<TransferReport, Error>>,
+    task: AbortOnDrop,
     pub(crate) progress: Arc<ProgressCell>,
     pub(crate) cancel: watch::Sender<bool>,
 }
 
 impl Transfer {
+    pub(crate) fn new(
+        task: JoinHandle<Result<TransferReport, Error>>,
+        progress: Arc<ProgressCell>,
+        cancel: watch::Sender<bool>,
+    ) -> Self {
+        Transfer {
+            task: AbortOnDrop(task),
+            progress,
+            cancel,
+        }
+    }
+
     /// Where it stands.
     pub fn progress(&self) -> Progress {
         self.progress.snapshot()
@@ -106,9 +118,9 @@ impl IntoFuture for Transfer {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
+        let mut task = self.task;
         Box::pin(async move {
-            let mut guard = AbortOnDrop(self.task);
-            (&mut guard.0)
+            (&mut task.0)
                 .await
                 .unwrap_or_else(|error| Err(Error::Bug(error.to_string())))
         })
@@ -116,6 +128,7 @@ impl IntoFuture for Transfer {
 }
 
 /// The task must not outlive whoever waits for it.
+#[derive(Debug)]
 struct AbortOnDrop(JoinHandle<Result<TransferReport, Error>>);
 
 impl Drop for AbortOnDrop {

@@ -17,5 +17,5 @@ pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
-pub(crate) use send::{SendContext, SendLane, SendOutcome, send, status_error};
+pub(crate) use send::{SendContext, SendLane, SendOutcome, cancelled, send, status_error};
 pub(crate) use workers::{on_cpu, on_io};

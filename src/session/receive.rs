@@ -9,6 +9,7 @@ use super::{
     buffers::{Budget, Reserved},
     error::SessionError,
     registry::{Registry, Seat},
+    send::cancelled,
     workers::{on_cpu, on_io},
 };
 use crate::{
@@ -265,8 +266,8 @@ async fn drive(
                     Err(error) => session.fail(SessionError::Bug(error.to_string())),
                 }
             }
-            _ = superseded.wait_for(|s| *s) => session.fail(SessionError::Superseded),
-            _ = draining.wait_for(|d| *d) => session.fail(SessionError::Draining),
+            () = cancelled(&mut superseded) => session.fail(SessionError::Superseded),
+            () = cancelled(draining) => session.fail(SessionError::Draining),
         }
     }
 }

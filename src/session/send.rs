@@ -223,7 +223,7 @@ async fn drive(session: &Arc<Session>, out: &LaneSender, chunk_len: u32) -> Resu
                 let len = session.core().span(cell).map_or(0, |(_, len)| len);
                 tokio::select! {
                     reserved = session.context.budget.reserve(u64::from(len.min(chunk_len))) => prepare(session, cell, reserved),
-                    _ = cancel.wait_for(|c| *c) => {}
+                    () = cancelled(&mut cancel) => {}
                 }
             }
             Some(SendAction::Compare { entry, cells }) => compare(session, out, entry, cells),
@@ -232,7 +232,7 @@ async fn drive(session: &Arc<Session>, out: &LaneSender, chunk_len: u32) -> Resu
             None => {
                 tokio::select! {
                     () = session.wake.notified() => {}
-                    _ = cancel.wait_for(|c| *c) => {}
+                    () = cancelled(&mut cancel) => {}
                 }
             }
         }
@@ -560,4 +560,11 @@ fn transport_message(status: &tonic::Status) -> String {
         cause = error.source();
     }
     message
+}
+
+/// Resolves when the user wants to stop; never when nobody can want it any more.
+pub(crate) async fn cancelled(cancel: &mut watch::Receiver<bool>) {
+    if cancel.wait_for(|c| *c).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
