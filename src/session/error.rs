@@ -40,6 +40,11 @@ pub(crate) enum SessionError {
 }
 
 impl SessionError {
+    /// Whether what was written before can still be made durable.
+    pub(crate) fn leaves_disk_trusted(&self) -> bool {
+        !matches!(self, SessionError::Store(_) | SessionError::Bug(_))
+    }
+
     /// The stable reason.
     pub(crate) fn reason(&self) -> Reason {
         match self {

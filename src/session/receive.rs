@@ -203,11 +203,13 @@ pub(crate) async fn receive(
     send_control(&out, ReceiverControl::Accept(accept)).await?;
     parser.set_limits(chunk_len as usize + MAX_HEAD_BYTES.max(MAX_CONTROL_BYTES), MAX_CONTROL_BYTES);
 
-    let mut lane = tokio::spawn(run_lane(Arc::clone(&session), body, parser));
+    let mut lane = Some(tokio::spawn(run_lane(Arc::clone(&session), body, parser)));
     let result = drive(&session, &out, &seat, &mut draining, &mut lane).await;
     // Dropping the lane's body tells the sender that nothing more is read.
-    lane.abort();
-    let _ = lane.await;
+    if let Some(lane) = lane {
+        lane.abort();
+        let _ = lane.await;
+    }
     let result = match result {
         Ok(plan) => publish(&session, plan, &out).await,
         Err(error) => Err(error),
@@ -225,11 +227,10 @@ async fn drive(
     out: &LaneSender,
     seat: &Seat,
     draining: &mut watch::Receiver<bool>,
-    lane: &mut JoinHandle<Result<(), SessionError>>,
+    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
 ) -> Result<Box<PublishPlan>, SessionError> {
     let mut superseded = seat.superseded.clone();
     let mut commit: Option<JoinHandle<()>> = None;
-    let mut lane_ended = false;
     loop {
         if let Some(error) = session.take_failure() {
             finish_commit(commit).await;
@@ -256,8 +257,7 @@ async fn drive(
         tokio::select! {
             () = session.wake.notified() => {}
             () = sleep_until(wake_at) => {}
-            ended = &mut *lane, if !lane_ended => {
-                lane_ended = true;
+            ended = lane_end(lane) => {
                 match ended {
                     // After Finish the sender may close its side.
                     Ok(Ok(())) if session.core().is_finishing() => {}
@@ -272,6 +272,20 @@ async fn drive(
     }
 }
 
+/// Resolves when the lane ends, once; its handle must not be asked again.
+async fn lane_end(
+    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+) -> Result<Result<(), SessionError>, tokio::task::JoinError> {
+    match lane {
+        Some(handle) => {
+            let ended = handle.await;
+            *lane = None;
+            ended
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// The session is over: waits for its jobs, commits what is written, and tells
 /// the sender, if it still listens, what is safe.
 async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
@@ -281,7 +295,7 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
         let _ = timeout(Duration::from_millis(100), session.wake.notified()).await;
     }
     // After a failed sync or write nothing of the transfer can be vouched for.
-    if matches!(error, SessionError::Store(_) | SessionError::Bug(_)) {
+    if !error.leaves_disk_trusted() {
         return;
     }
     loop {
@@ -297,7 +311,8 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
                 let _ = timeout(Duration::from_millis(100), session.wake.notified()).await;
             }
         }
-        if session.take_failure().is_some() {
+        // That the connection broke in yet another way is no reason to stop.
+        if session.take_failure().is_some_and(|e| !e.leaves_disk_trusted()) {
             break;
         }
     }

@@ -148,7 +148,7 @@ pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> R
     }
     let (session, prepared) = start(context, open, &accept, grid);
     let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
-    let mut writer = tokio::spawn(write_chunks(Arc::clone(&session), out.clone(), prepared, accept.chunk_len));
+    let writer = tokio::spawn(write_chunks(Arc::clone(&session), out.clone(), prepared, accept.chunk_len));
     let result = drive(&session, &out, accept.chunk_len).await;
     if let Err(SendError::Interrupted) = &result {
         // The receiver commits and tells how far it got; the reader takes that in.
@@ -156,7 +156,6 @@ pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> R
     }
     writer.abort();
     reader.abort();
-    let _ = (writer.await, reader.await);
     result.map(|done| SendOutcome { done, chunk_len: Some(accept.chunk_len) })
 }
 
