@@ -130,6 +130,12 @@ impl Catalog {
     /// Finishes publications that a crash interrupted. Names that another process
     /// works on are left to it.
     pub(crate) fn recover(&self) -> Result<(), StoreError> {
+        if let Some(transfers) = self.root.try_sub(TRANSFERS)? {
+            for (child, _) in transfers.list()? {
+                // What is left when a crash cut short the removal of a staging.
+                transfers.remove_empty_dir(&child);
+            }
+        }
         for transfer in self.list_transfers()? {
             let name = &transfer.name;
             match NameLock::take(&self.locks()?, name) {

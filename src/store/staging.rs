@@ -13,7 +13,8 @@ use super::{
     error::{IoContext, StoreError},
     files::Files,
     journal::{
-        EntryRecord, JournalError, JournalHeader, JournalWriter, Record, Replay, Run, replay,
+        EntryRecord, EntryState, JournalError, JournalHeader, JournalWriter, Record, Replay, Run,
+        State, replay,
     },
     lock::NameLock,
     manifest::Manifest,
@@ -67,6 +68,15 @@ pub(crate) enum Opened {
     },
 }
 
+/// The journal and what a replay of it would say. Every record is tried on the
+/// state first: one that replay would stop at must never be written, for it would
+/// hide all that follow.
+#[derive(Debug)]
+struct Journal {
+    writer: JournalWriter,
+    state: State,
+}
+
 /// The staging of one transfer, locked for this session.
 #[derive(Debug)]
 pub(crate) struct Staging {
@@ -74,7 +84,7 @@ pub(crate) struct Staging {
     pub(super) name: CheckpointName,
     pub(super) dir: Dir,
     pub(super) files: Files,
-    journal: Mutex<JournalWriter>,
+    journal: Mutex<Journal>,
     lock: Mutex<Option<NameLock>>,
     reservation: Mutex<Reservation>,
     pub(super) open: Open,
@@ -126,12 +136,12 @@ impl Staging {
         let is_synced = open.commit_mode != CommitMode::None;
         catalog.prepare_target(&name)?;
 
-        let (dir, journal, state) = match earlier {
+        let (dir, journal) = match earlier {
             Some(earlier) => earlier.resume()?,
-            None => begin(&transfers, &hash, &name, chunk_len, &options)?,
+            None => begin(&transfers, &hash, &name, grid, &options)?,
         };
         let data = dir.make_all(DATA_DIR, false)?;
-        let epoch = state.as_ref().map_or(1, |s| s.state.epoch.saturating_add(1));
+        let epoch = journal.state.epoch.saturating_add(1);
         let staging = Staging {
             catalog: catalog.clone(),
             name,
@@ -146,7 +156,7 @@ impl Staging {
             durability,
             is_synced,
         };
-        let recovered = staging.begin_session(state, adopted)?;
+        let recovered = staging.begin_session(adopted)?;
         Ok(Opened::Ready {
             staging: Arc::new(staging),
             recovered,
@@ -155,7 +165,7 @@ impl Staging {
 
     /// Writes the SESSION record, and gives up entries whose file is not what the
     /// journal says.
-    fn begin_session(&self, replay: Option<Replay>, adopted: bool) -> Result<Recovered, StoreError> {
+    fn begin_session(&self, adopted: bool) -> Result<Recovered, StoreError> {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce)
             .map_err(std::io::Error::other)
@@ -171,39 +181,43 @@ impl Staging {
             entries_digest,
             adopted,
         }];
-        let mut recovered = Recovered::default();
-        let mut lost = Vec::new();
-        if let Some(replay) = replay {
-            recovered.next_number = replay.state.next_entry_number;
-            recovered.sources = replay.state.sources;
-            for (number, mut entry) in replay.state.entries {
-                let slot = SlotFile {
-                    number,
-                    file: entry.record.file,
-                    header: entry.record.header,
-                    source_keys: entry.record.source_keys,
-                };
-                if !self.files.is_intact(&slot)? {
-                    tracing::warn!(file = %slot.file, "staged file is missing or was changed; its bytes are sent again");
-                    lost.push(number);
-                    continue;
-                }
-                if adopted {
-                    entry.held.union_with(&std::mem::take(&mut entry.durable));
-                }
-                recovered.entries.push(RecoveredEntry {
-                    slot,
-                    durable: entry.durable,
-                    held: entry.held,
-                    sums: entry.sums,
-                });
-            }
-        }
+        let lost = self.lost_entries()?;
         if !lost.is_empty() {
             records.push(Record::Forget(lost));
         }
         self.append(&records)?;
-        Ok(recovered)
+        Ok(self.recovered())
+    }
+
+    /// Entries whose file is missing or was changed by somebody else.
+    fn lost_entries(&self) -> Result<Vec<u32>, StoreError> {
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = Vec::new();
+        for (&number, entry) in &journal.state.entries {
+            let slot = slot_file(&entry.record);
+            if !self.files.is_intact(&slot)? {
+                tracing::warn!(file = %slot.file, "a staged file is missing or was changed; its bytes are sent again");
+                lost.push(number);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// What the journal says now.
+    fn recovered(&self) -> Recovered {
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &journal.state;
+        let entry = |entry: &EntryState| RecoveredEntry {
+            slot: slot_file(&entry.record),
+            durable: entry.durable.clone(),
+            held: entry.held.clone(),
+            sums: entry.sums.clone(),
+        };
+        Recovered {
+            entries: state.entries.values().map(entry).collect(),
+            sources: state.sources.clone(),
+            next_number: state.next_entry_number,
+        }
     }
 
     /// Checkpoint name.
@@ -277,9 +291,13 @@ impl Staging {
     pub(super) fn append(&self, records: &[Record]) -> Result<(), StoreError> {
         let shown = self.dir.shown(JOURNAL_FILE);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.append(records).context("append to", &shown)?;
+        for record in records {
+            let applied = journal.state.apply(record.clone());
+            applied.map_err(std::io::Error::other).context("record a change in", &shown)?;
+        }
+        journal.writer.append(records).context("append to", &shown)?;
         if self.is_synced {
-            journal.sync().context("sync", &shown)?;
+            journal.writer.sync().context("sync", &shown)?;
         }
         Ok(())
     }
@@ -392,10 +410,11 @@ impl Earlier {
         sizes.sum()
     }
 
-    fn resume(self) -> Result<(Dir, JournalWriter, Option<Replay>), StoreError> {
-        let journal = JournalWriter::resume(self.file, &self.replay)
+    fn resume(self) -> Result<(Dir, Journal), StoreError> {
+        let writer = JournalWriter::resume(self.file, &self.replay)
             .context("go on with", self.dir.shown(JOURNAL_FILE))?;
-        Ok((self.dir, journal, Some(self.replay)))
+        let state = self.replay.state;
+        Ok((self.dir, Journal { writer, state }))
     }
 }
 
@@ -404,23 +423,33 @@ fn begin(
     transfers: &Dir,
     hash: &str,
     name: &CheckpointName,
-    chunk_len: u32,
+    grid: Grid,
     options: &StagingOptions,
-) -> Result<(Dir, JournalWriter, Option<Replay>), StoreError> {
+) -> Result<(Dir, Journal), StoreError> {
     transfers.remove_all(hash)?;
     let dir = transfers.make_all(hash, true)?;
     let file = dir.create(JOURNAL_FILE)?;
     let header = JournalHeader {
         checkpoint: name.as_str().to_owned(),
-        chunk_len,
+        chunk_len: grid.chunk_len(),
         layout: options.layout,
         out_format: options.out_format,
     };
     let shown = dir.shown(JOURNAL_FILE);
-    let mut journal = JournalWriter::create(file, &header).context("begin", &shown)?;
-    journal.sync().context("sync", &shown)?;
+    let mut writer = JournalWriter::create(file, &header).context("begin", &shown)?;
+    writer.sync().context("sync", &shown)?;
     dir.sync()?;
-    Ok((dir, journal, None))
+    let state = State::new(grid);
+    Ok((dir, Journal { writer, state }))
+}
+
+fn slot_file(record: &EntryRecord) -> SlotFile {
+    SlotFile {
+        number: record.number,
+        file: record.file.clone(),
+        header: record.header.clone(),
+        source_keys: record.source_keys.clone(),
+    }
 }
 
 fn entry_record(slot: &SlotFile) -> EntryRecord {

@@ -271,6 +271,9 @@ impl FrameParser {
                 return Ok(Some(std::mem::take(&mut self.varint)));
             }
         }
+        if self.left == 0 {
+            return Err(malformed("the message ends inside a number"));
+        }
         Ok(None)
     }
 

@@ -27,6 +27,9 @@ pub(crate) struct State {
     pub(crate) next_entry_number: u32,
     /// Manifest digest and overwrite, once the latest session announced the rename.
     pub(crate) publish: Option<([u8; 32], bool)>,
+    /// Records come in the order in which entries got bytes, not in that of their
+    /// numbers.
+    used_numbers: RangeSet,
     grid: Grid,
     // All three follow from `entries`; without them a journal of a million entries
     // takes a million times a million steps.
@@ -107,6 +110,7 @@ impl State {
             entries: BTreeMap::new(),
             next_entry_number: 0,
             publish: None,
+            used_numbers: RangeSet::new(),
             grid,
             by_name: HashMap::new(),
             by_file: HashMap::new(),
@@ -203,7 +207,7 @@ impl State {
         }
         let next = number
             .checked_add(1)
-            .filter(|_| number >= self.next_entry_number);
+            .filter(|_| !self.used_numbers.contains(u64::from(number)));
         let next = next.ok_or(Violation::EntryNumber(number))?;
         let replaced = self.by_name.get(&record.header.name).copied();
         match self.by_file.get(&record.file) {
@@ -215,7 +219,8 @@ impl State {
         if let Some(replaced) = replaced {
             self.remove(replaced);
         }
-        self.next_entry_number = next;
+        self.next_entry_number = self.next_entry_number.max(next);
+        self.used_numbers.insert(u64::from(number)..u64::from(number) + 1);
         self.by_name.insert(record.header.name.clone(), number);
         self.by_file.insert(record.file.clone(), number);
         self.link_sources(number, &record.source_keys);
