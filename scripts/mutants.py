@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,27 +40,19 @@ TIMEOUT_S = 900
 
 
 def build(feature: str | None) -> Path:
-    """Builds one binary in the dev profile and moves it aside, so that the next build leaves it alone."""
-    target = REPOSITORY / "target" / "mutants"
-    command = [
-        "cargo",
-        "build",
-        "--bin",
-        "tensorferry",
-        "--target-dir",
-        str(target),
-        "--message-format",
-        "json-render-diagnostics",
-    ]
+    """Builds one binary in the dev profile and copies it aside, so that the next build leaves it alone."""
+    command = ["cargo", "build", "--locked", "--bin", "tensorferry", "--message-format", "json-render-diagnostics"]
     if feature:
         command += ["--features", feature]
     built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     if built.returncode != 0:
         sys.exit(f"failed: {' '.join(command)}")
     made = [m for m in map(json.loads, built.stdout.splitlines()) if m.get("executable")]
-    binary = target / "bin" / (feature or "unmutated")
-    binary.parent.mkdir(exist_ok=True)
-    Path(made[-1]["executable"]).replace(binary)
+    binary = REPOSITORY / "target" / "mutants" / (feature or "unmutated")
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    # Not in place: a binary that runs cannot be written.
+    binary.unlink(missing_ok=True)
+    shutil.copy2(made[-1]["executable"], binary)
     return binary
 
 

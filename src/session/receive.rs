@@ -201,7 +201,8 @@ pub(crate) async fn receive(
         budget: context.budget.clone(),
     });
     send_control(&out, ReceiverControl::Accept(accept)).await?;
-    parser.set_limits(chunk_len as usize + MAX_HEAD_BYTES.max(MAX_CONTROL_BYTES), MAX_CONTROL_BYTES);
+    let max_message_bytes = chunk_len as usize + MAX_HEAD_BYTES;
+    parser.set_limits(max_message_bytes, max_message_bytes);
 
     let mut lane = Some(tokio::spawn(run_lane(Arc::clone(&session), body, parser)));
     let result = drive(&session, &out, &seat, &mut draining, &mut lane).await;

@@ -27,6 +27,7 @@ const VERIFY_BUFFER_LEN: usize = 1 << 20;
 
 /// Publishes. Returns BLAKE3 of the manifest.
 pub(super) fn publish(staging: &Staging, plan: &PublishPlan, is_synced: bool) -> Result<[u8; 32], StoreError> {
+    check_sums(plan)?;
     if staging.open.verify {
         verify(staging, plan)?;
     }
@@ -49,6 +50,24 @@ pub(super) fn publish(staging: &Staging, plan: &PublishPlan, is_synced: bool) ->
     staging.append(&[Record::Publish { manifest_blake3: hash, overwrite }])?;
     rename(&staging.catalog, &staging.name, &staging.dir, overwrite)?;
     Ok(hash)
+}
+
+/// Where the source's format has a checksum of its own, what arrived must have it
+/// too: it was there before the sender read the first byte.
+fn check_sums(plan: &PublishPlan) -> Result<(), StoreError> {
+    for (_, announcement, found) in &plan.entries {
+        match announcement.crc32c {
+            Some(expected) if expected != *found => {
+                return Err(StoreError::Damaged {
+                    name: announcement.header.name.clone(),
+                    expected,
+                    found: *found,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Moves `data/` to the final name and makes the names durable.

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Runs every check of the project and installs what they need.
+#
+#   scripts/test.sh          everything (what CI runs)
+#   scripts/test.sh quick    formatting, lints, cargo tests, documents, landing checks
+#   scripts/test.sh all      the same as no argument
+#
+# A part whose tool cannot be had prints `not run: NAME`; under CI=true that is a failure.
+# Python packages and the model are kept in ${TENSORFERRY_CACHE:-~/.cache/tensorferry}.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+what=${1:-all}
+case $what in quick | all) ;; *) echo "usage: scripts/test.sh [quick|all]" >&2; exit 2 ;; esac
+
+cache=${TENSORFERRY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tensorferry}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export CARGO_TERM_COLOR=never
+missing=0
+
+part() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
+not_run() { echo "not run: $1"; missing=1; }
+
+# The system tool, installed where that is possible.
+need() {
+    command -v "$1" >/dev/null && return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get install -y -qq "$1" || { apt-get update -qq && apt-get install -y -qq "$1"; }; } >/dev/null 2>&1 || true
+    fi
+    command -v "$1" >/dev/null
+}
+
+python_packages="numpy==2.4.* safetensors==0.8.* ml_dtypes==0.6.* google-crc32c==1.*"
+venv=$cache/venv
+python_ready() { "$venv/bin/python" -c 'import numpy, safetensors, ml_dtypes, google_crc32c' 2>/dev/null; }
+need_python() {
+    python_ready && return 0
+    mkdir -p "$cache"
+    # shellcheck disable=SC2086  # the list is words
+    { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check $python_packages; } && python_ready
+}
+
+part "formatting"
+cargo fmt --all -- --check
+
+part "lints"
+cargo clippy --locked --all-targets -- -D warnings
+
+part "tests"
+cargo test --locked --no-fail-fast
+
+part "documents"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
+
+part "scripts"
+python3 -m unittest discover -s tests/tools -p 'test_*.py'
+
+cargo build --locked --bin tensorferry
+binary=target/debug/tensorferry
+
+part "what lands, seen from Python"
+if need_python; then
+    python=$venv/bin/python
+    "$python" tests/tools/make_checkpoints.py "$work/sources"
+    "$python" tests/tools/check_landing.py --binary "$binary" --python "$python" \
+        "$work/sources/every_dtype_st" "$work/sources/every_dtype_npy" "$work/sources/one.npy"
+    if "$python" scripts/fetch_model.py "$cache/model"; then
+        "$python" tests/tools/check_landing.py --binary "$binary" --python "$python" \
+            "$cache/model" "$cache/model/model.safetensors"
+    else
+        not_run "real model"
+    fi
+else
+    not_run "landing checks (numpy, safetensors, ml_dtypes, google-crc32c)"
+fi
+
+if [ "$what" = all ]; then
+    part "kills"
+    python3 scripts/kill_campaign.py --binary "$binary" --workdir "$work" --bytes 1G \
+        --server-kills "${TENSORFERRY_KILLS:-5}" --client-kills "${TENSORFERRY_KILLS:-5}" \
+        --seed "${TENSORFERRY_SEED:-1}"
+
+    part "damage on the way"
+    python3 tests/tools/corruption_check.py --binary "$binary"
+
+    part "changed sources"
+    python3 tests/tools/source_change_check.py --binary "$binary"
+
+    if need strace; then
+        part "order of syncs"
+        python3 scripts/check_sync_order.py --binary "$binary"
+        python3 scripts/check_sync_order.py --binary "$binary" --durability group --small 80
+
+        part "crashes while publishing"
+        python3 scripts/publish_crash.py --binary "$binary" --quick
+
+        part "broken builds are noticed"
+        python3 scripts/mutants.py --build
+    else
+        not_run "order of syncs, crashes while publishing, broken builds (strace)"
+    fi
+fi
+
+if [ "$missing" = 1 ] && [ "${CI:-}" = true ]; then
+    echo "some parts were not run" >&2
+    exit 1
+fi
+printf '\nall of "%s" passed in %s s\n' "$what" "$SECONDS"
