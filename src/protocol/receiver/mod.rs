@@ -1,0 +1,327 @@
+//! The receiving role.
+
+mod announce;
+mod chunks;
+mod commit;
+mod work;
+
+pub use work::{
+    Arrival, CommitPolicy, CompareJob, Group, GroupCells, PublishPlan, ReceiveAction,
+    ReceiverConfig, Recovered,
+};
+
+use super::{
+    Abort, Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Reject,
+    Wanted, lane::ReceiveLane, slot::Slot,
+};
+use crate::plan::{FileNames, RangeSet, SourceKey, SourceState};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    time::Instant,
+};
+
+/// Refused chunks in a row that end the session.
+const MAX_REJECTS_IN_ROW: u32 = 16;
+/// Cell runs in one Wanted, so that it stays far below 1 MiB.
+const MAX_WANTED_RUNS: usize = 16 << 10;
+/// Answers in one frame.
+const MAX_ANSWERS: usize = 512;
+/// Chunks settled before an ack is sent while others are under way.
+const ACK_BATCH: u64 = 4;
+
+/// The receiving role of one session.
+#[derive(Debug)]
+pub struct Receiver {
+    config: ReceiverConfig,
+    slots: BTreeMap<u32, Slot>,
+    by_name: HashMap<String, u32>,
+    next_number: u32,
+    file_names: FileNames,
+    recorded_sources: HashMap<SourceKey, SourceState>,
+    session_sources: Vec<SourceKey>,
+    seen_sources: HashSet<SourceKey>,
+    announced: Vec<(u32, Announcement)>,
+    tensor_count: u64,
+    announced_bytes: u64,
+    /// Announced, Wanted not yet out.
+    unanswered: VecDeque<u32>,
+    lanes: BTreeMap<u32, ReceiveLane>,
+    rejects_in_row: u32,
+
+    // Answers waiting for a frame.
+    rejects: Vec<Reject>,
+    further: Vec<Wanted>,
+    durable_out: BTreeMap<u32, RangeSet>,
+    keeps_out: BTreeMap<u32, RangeSet>,
+    compares: VecDeque<CompareJob>,
+    comparing_count: u64,
+
+    // The next group.
+    dirty: BTreeSet<u32>,
+    dirty_bytes: u64,
+    dirty_since: Option<Instant>,
+    new_sources: Vec<SourceState>,
+    /// Records that must be durable before any further Wanted goes out.
+    barrier: Barrier,
+    in_commit: Option<InCommit>,
+    next_group_id: u64,
+    undurable_bytes: u64,
+    placing_count: u64,
+
+    finish: Option<Finish>,
+    ending: bool,
+    publishing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Barrier {
+    forget: Vec<u32>,
+    demoted: Vec<SourceState>,
+    rebound: Vec<u32>,
+}
+
+impl Barrier {
+    fn is_empty(&self) -> bool {
+        self.forget.is_empty() && self.demoted.is_empty() && self.rebound.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct InCommit {
+    id: u64,
+    is_barrier: bool,
+    bytes: u64,
+    numbers: Vec<u32>,
+}
+
+impl Receiver {
+    /// A session over what the journal says.
+    pub fn new(config: ReceiverConfig, recovered: Recovered) -> Self {
+        let mut file_names = FileNames::default();
+        let mut by_name = HashMap::new();
+        let mut slots = BTreeMap::new();
+        for entry in recovered.entries {
+            file_names.reserve(&entry.slot.file);
+            by_name.insert(entry.slot.header.name.clone(), entry.slot.number);
+            slots.insert(entry.slot.number, Slot::recovered(entry, config.grid));
+        }
+        Receiver {
+            config,
+            slots,
+            by_name,
+            next_number: recovered.next_number,
+            file_names,
+            recorded_sources: recovered.sources,
+            session_sources: Vec::new(),
+            seen_sources: HashSet::new(),
+            announced: Vec::new(),
+            tensor_count: 0,
+            announced_bytes: 0,
+            unanswered: VecDeque::new(),
+            lanes: BTreeMap::from([(0, ReceiveLane::default())]),
+            rejects_in_row: 0,
+            rejects: Vec::new(),
+            further: Vec::new(),
+            durable_out: BTreeMap::new(),
+            keeps_out: BTreeMap::new(),
+            compares: VecDeque::new(),
+            comparing_count: 0,
+            dirty: BTreeSet::new(),
+            dirty_bytes: 0,
+            dirty_since: None,
+            new_sources: Vec::new(),
+            barrier: Barrier::default(),
+            in_commit: None,
+            next_group_id: 0,
+            undurable_bytes: 0,
+            placing_count: 0,
+            finish: None,
+            ending: false,
+            publishing: false,
+        }
+    }
+
+    /// Raw bytes durable in entries that the journal knows.
+    pub fn durable_bytes(&self) -> u64 {
+        let grid = self.config.grid;
+        let bytes = |slot: &Slot| -> u64 {
+            let len = slot.slot.header.byte_len;
+            slot.durable
+                .iter()
+                .map(|r| grid.span_bytes(len, r.start, r.end - r.start))
+                .sum()
+        };
+        self.slots.values().map(bytes).sum()
+    }
+
+    /// Finish has come and was in order.
+    pub fn is_finishing(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    /// No placement is out and no group is under way.
+    pub fn is_settled(&self) -> bool {
+        self.placing_count == 0 && self.in_commit.is_none()
+    }
+
+    /// The sender gave up, or the connection did: commit what is written.
+    pub fn end(&mut self) {
+        self.ending = true;
+        self.publishing = false;
+        self.finish = None;
+    }
+
+    /// Handles an Abort like the end of the connection.
+    pub fn abort(&mut self, _abort: &Abort) {
+        self.end();
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self, now: Instant) -> Option<ReceiveAction> {
+        if self.publishing {
+            return None;
+        }
+        if let Some(action) = self.poll_frame() {
+            return Some(action);
+        }
+        if let Some(group) = self.poll_commit(now) {
+            return Some(ReceiveAction::Commit(group));
+        }
+        if self.ending {
+            return None;
+        }
+        if let Some(job) = self.compares.pop_front() {
+            return Some(ReceiveAction::Compare(job));
+        }
+        self.poll_publish()
+    }
+
+    /// When to poll again although nothing happened.
+    pub fn wake_at(&self) -> Option<Instant> {
+        if self.in_commit.is_some() {
+            return None;
+        }
+        Some(self.dirty_since? + self.config.commit.interval?)
+    }
+
+    fn poll_frame(&mut self) -> Option<ReceiveAction> {
+        let mut frame = ReceiverFrame {
+            rejects: std::mem::take(&mut self.rejects),
+            wanted: std::mem::take(&mut self.further),
+            ..ReceiverFrame::default()
+        };
+        for (entry, ranges) in std::mem::take(&mut self.durable_out) {
+            frame.durable.push(Durable { entry, ranges });
+        }
+        for (entry, ranges) in std::mem::take(&mut self.keeps_out) {
+            frame.keeps.push(Keep { entry, ranges });
+        }
+        if !self.ending {
+            self.answer(&mut frame);
+        }
+        let mut ack_lane = 0;
+        // Withheld acks are how the wire waits for the disk.
+        if !self.ending && self.undurable_bytes <= self.config.commit.max_undurable_bytes {
+            for (&lane, state) in &mut self.lanes {
+                if let Some(count) = state.take_ack(ACK_BATCH) {
+                    ack_lane = lane;
+                    frame.ack = Some(count);
+                    break;
+                }
+            }
+        }
+        (!frame.is_empty()).then_some(ReceiveAction::Send { lane: ack_lane, frame })
+    }
+
+    /// Adds answers to announcements, as far as the journal allows.
+    fn answer(&mut self, frame: &mut ReceiverFrame) {
+        let in_barrier = self.in_commit.as_ref().is_some_and(|g| g.is_barrier);
+        if !self.barrier.is_empty() || in_barrier {
+            return;
+        }
+        let mut runs = 0;
+        while frame.wanted.len() < MAX_ANSWERS && runs < MAX_WANTED_RUNS {
+            let Some(number) = self.unanswered.pop_front() else { break };
+            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            let Some(entry) = slot.wire_entry else { continue };
+            slot.answered = true;
+            let (mut wanted, mut held) = (slot.missing(), slot.held.clone());
+            // A scattered answer is cut into messages of bounded size.
+            loop {
+                let part = Wanted {
+                    entry,
+                    wanted: split_off(&mut wanted, MAX_WANTED_RUNS),
+                    held: split_off(&mut held, MAX_WANTED_RUNS),
+                    last: wanted.is_empty() && held.is_empty(),
+                };
+                runs += part.wanted.iter().len() + part.held.iter().len();
+                let last = part.last;
+                frame.wanted.push(part);
+                if last {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn announced_number(&self, wire_entry: u32) -> Result<u32, ProtocolError> {
+        self.announced.get(wire_entry as usize).map(|(number, _)| *number).ok_or_else(|| {
+            ProtocolError::new(Reason::BadFrame, format!("entry {wire_entry} was not announced"))
+        })
+    }
+
+    fn slot_mut(&mut self, number: u32) -> Result<&mut Slot, ProtocolError> {
+        self.slots
+            .get_mut(&number)
+            .ok_or_else(|| ProtocolError::new(Reason::Bug, "an announced entry has no slot"))
+    }
+
+    fn lane_mut(&mut self, lane: u32) -> Result<&mut ReceiveLane, ProtocolError> {
+        self.lanes
+            .get_mut(&lane)
+            .ok_or_else(|| ProtocolError::new(Reason::BadFrame, format!("no lane {lane}")))
+    }
+
+    fn settle(&mut self, lane: u32, sequence: u64) {
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.settle(sequence);
+        }
+    }
+
+    fn mark_dirty(&mut self, number: u32, bytes: u64, now: Instant) {
+        self.dirty.insert(number);
+        self.dirty_bytes += bytes;
+        self.undurable_bytes += bytes;
+        self.dirty_since.get_or_insert(now);
+    }
+
+    /// Every cell in exactly one state, for tests.
+    #[cfg(test)]
+    pub(super) fn check_invariants(&self) {
+        for slot in self.slots.values() {
+            let sets = [&slot.durable, &slot.held, &slot.placing, &slot.written, &slot.keeping, &slot.committing];
+            let sum: u64 = sets.iter().map(|s| s.count()).sum();
+            let mut union = RangeSet::new();
+            sets.iter().for_each(|s| union.union_with(s));
+            assert_eq!(sum, union.count(), "a cell is in two states: {slot:?}");
+            assert!(RangeSet::of(0..slot.cell_count).is_superset(&union));
+        }
+    }
+
+    /// Name and cells of every durable range, for tests.
+    #[cfg(test)]
+    pub(super) fn durable_cells(&self) -> Vec<(String, RangeSet)> {
+        let slots = self.slots.values();
+        slots.map(|s| (s.slot.header.name.clone(), s.durable.clone())).collect()
+    }
+}
+
+/// Takes the first `runs` ranges out of a set.
+fn split_off(set: &mut RangeSet, runs: usize) -> RangeSet {
+    let mut part = RangeSet::new();
+    for range in set.iter().take(runs).collect::<Vec<_>>() {
+        part.insert(range.clone());
+        set.remove(range);
+    }
+    part
+}
