@@ -278,7 +278,7 @@ impl Push {
                 entry_count: source.entries().len() as u64,
                 entries_digest,
             },
-            fingerprint: fingerprint(source, entries_digest),
+            fingerprint: Some(fingerprint(source, entries_digest)),
             codecs: 1,
             chunk_len: self.options.chunk_len,
             commit_mode: self.options.commit_mode,
@@ -343,18 +343,23 @@ fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Diges
     crate::plan::first_16(hasher.finalize())
 }
 
-/// Over everything that would show a change, or `None` when a source cannot be
-/// trusted to show one.
-fn fingerprint(source: &SourceSet, entries_digest: Digest16) -> Option<Digest16> {
+/// Over everything that would show a change. A source that may change without
+/// showing it adds a nonce: what was published from it is recognised as long as
+/// this push runs, and by no later one.
+fn fingerprint(source: &SourceSet, entries_digest: Digest16) -> Digest16 {
     let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 fingerprint");
     hasher.update(&entries_digest);
     for state in source.states() {
-        if !state.settled {
-            return None;
-        }
         hasher.update(&state.key).update(&state.fingerprint);
     }
-    Some(crate::plan::first_16(hasher.finalize()))
+    if source.states().iter().any(|state| !state.settled) {
+        let mut nonce = [0; 16];
+        // Without random bytes the pushes of such a source look alike, which only
+        // matters if it changes within its clock tick.
+        let _ = getrandom::fill(&mut nonce);
+        hasher.update(&nonce);
+    }
+    crate::plan::first_16(hasher.finalize())
 }
 
 /// What tells this machine from others: systemd's id, else the host name.

@@ -240,7 +240,15 @@ async fn drive(
         let action = session.core().poll(Instant::now());
         match action {
             Some(ReceiveAction::Send { frame, .. }) => {
-                send_frame(out, &frame).await?;
+                // A sender that does not listen must not keep its successor waiting.
+                tokio::select! {
+                    sent = send_frame(out, &frame) => {
+                        if let Err(error) = sent {
+                            session.fail(error);
+                        }
+                    }
+                    () = cancelled(&mut superseded) => session.fail(SessionError::Superseded),
+                }
                 continue;
             }
             Some(ReceiveAction::Commit(group)) => {

@@ -45,7 +45,7 @@ impl Dir {
     /// the only place where a path of the user is followed.
     pub(crate) fn open_root(path: &Path) -> Result<Self, StoreError> {
         let shown = path.display().to_string();
-        std::fs::create_dir_all(path).context("make", &shown)?;
+        make_durable(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = fs::open(path, flags, Mode::empty()).context("open", &shown)?;
         Ok(Dir {
@@ -305,6 +305,28 @@ impl AsFd for Dir {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Makes a folder and its ancestors; each one made has its name synced, for a
+/// durable file in a folder whose own name is lost is lost.
+fn make_durable(path: &Path) -> Result<(), StoreError> {
+    let shown = path.display().to_string();
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_durable(parent)?;
+    match std::fs::create_dir(path) {
+        Ok(()) => {}
+        // Somebody else made it meanwhile.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(e) => return Err(e).context("make", shown),
+    }
+    let parent_dir = File::open(parent).context("open", parent.display().to_string())?;
+    parent_dir.sync_all().context("sync", parent.display().to_string())
 }
 
 /// Whether an error says that there is nothing of that name.

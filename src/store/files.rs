@@ -26,6 +26,9 @@ use std::{
 const ALLOCATE_AHEAD_BYTES: u64 = 32 << 20;
 /// Above this many files a group is synced by one `syncfs`.
 const MAX_SINGLE_SYNCS: usize = 64;
+/// Above this many open files one that is complete is closed before its sync, and
+/// the group is then synced by `syncfs`, which hears of errors all the same.
+const MAX_OPEN_FILES: usize = 256;
 
 /// Bytes before the data: the `.npy` header of a tensor, nothing for a blob.
 pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
@@ -68,13 +71,22 @@ impl OpenFile {
     }
 }
 
+#[derive(Debug, Default)]
+struct OpenFiles {
+    by_number: HashMap<u32, Arc<OpenFile>>,
+    /// Files made in this session: they exist although no record may say so yet.
+    made: HashSet<u32>,
+    /// Some were closed before they were synced.
+    closed_early: bool,
+}
+
 /// The files of one transfer. Shared by I/O threads and the committer.
 #[derive(Debug)]
 pub(crate) struct Files {
     data: Dir,
     /// For `syncfs`; opened before the first write so that it hears of every error.
     whole: File,
-    open: Mutex<HashMap<u32, Arc<OpenFile>>>,
+    open: Mutex<OpenFiles>,
     /// Folders with names that are not yet durable.
     new_names: Mutex<HashSet<String>>,
     written_bytes: AtomicU64,
@@ -144,7 +156,20 @@ impl Files {
             at += part.len() as u64;
         }
         self.written_bytes.fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
+        let slot = placement.slot();
+        if u64::from(placement.raw_len()) == slot.header.byte_len {
+            self.close_if_many(slot.number);
+        }
         Ok(())
+    }
+
+    /// Thousands of small tensors must not need thousands of descriptors.
+    fn close_if_many(&self, number: u32) {
+        let mut open = lock(&self.open);
+        if open.by_number.len() > MAX_OPEN_FILES {
+            open.by_number.remove(&number);
+            open.closed_early = true;
+        }
     }
 
     /// Reads a cell back. A short file is an error.
@@ -155,21 +180,27 @@ impl Files {
 
     /// Gives a finished file's descriptor back.
     pub(crate) fn close(&self, number: u32) {
-        lock(&self.open).remove(&number);
+        lock(&self.open).by_number.remove(&number);
     }
 
     /// Makes the files of a group durable, with their names when they are new.
     pub(crate) fn sync(&self, slots: &[(Arc<SlotFile>, bool)]) -> Result<(), StoreError> {
-        let mut open = Vec::with_capacity(slots.len());
-        for (slot, recorded) in slots {
-            open.push(self.file(slot, *recorded)?);
-        }
-        let new_names = std::mem::take(&mut *lock(&self.new_names));
-        if open.len() > MAX_SINGLE_SYNCS {
+        let all_at_once = slots.len() > MAX_SINGLE_SYNCS || lock(&self.open).closed_early;
+        if all_at_once {
+            self.touch(slots)?;
+            // Before the sync: whatever is closed or named from here on is not
+            // covered by it.
+            lock(&self.open).closed_early = false;
+            lock(&self.new_names).clear();
             return rustix::fs::syncfs(self.whole.as_fd())
                 .context("sync the file system of", self.data.shown(""));
         }
-        for file in open {
+        let mut files = Vec::with_capacity(slots.len());
+        for (slot, recorded) in slots {
+            files.push(self.file(slot, *recorded)?);
+        }
+        let new_names = std::mem::take(&mut *lock(&self.new_names));
+        for file in files {
             file.file.sync_data().context("sync", &file.path)?;
         }
         for folder in new_names {
@@ -184,7 +215,11 @@ impl Files {
     /// Makes the files of a group that are not there yet, syncing nothing.
     pub(crate) fn touch(&self, slots: &[(Arc<SlotFile>, bool)]) -> Result<(), StoreError> {
         for (slot, recorded) in slots {
-            self.file(slot, *recorded)?;
+            if !recorded && !lock(&self.open).made.contains(&slot.number) {
+                self.file(slot, false)?;
+                // Only entries without bytes are made here.
+                self.close_if_many(slot.number);
+            }
         }
         Ok(())
     }
@@ -193,16 +228,18 @@ impl Files {
     fn file(&self, slot: &SlotFile, recorded: bool) -> Result<Arc<OpenFile>, StoreError> {
         // Held while a file is made, so that it is made once.
         let mut open = lock(&self.open);
-        if let Some(file) = open.get(&slot.number) {
+        if let Some(file) = open.by_number.get(&slot.number) {
             return Ok(Arc::clone(file));
         }
         let path = self.data.shown(&slot.file);
         let prefix = file_prefix(&slot.header);
         let file_len = prefix.len() as u64 + slot.header.byte_len;
-        let file = if recorded {
+        let file = if recorded || open.made.contains(&slot.number) {
             self.data.open(&slot.file, true)?
         } else {
-            self.make(slot, &prefix, file_len)?
+            let file = self.make(slot, &prefix, file_len)?;
+            open.made.insert(slot.number);
+            file
         };
         let file = Arc::new(OpenFile {
             file,
@@ -211,7 +248,7 @@ impl Files {
             file_len,
             allocated: Mutex::new(0),
         });
-        open.insert(slot.number, Arc::clone(&file));
+        open.by_number.insert(slot.number, Arc::clone(&file));
         Ok(file)
     }
 
