@@ -44,6 +44,14 @@ impl Embedded {
             return Err(Error::Usage(format!("{} does not name a folder", folder.display())));
         };
         let local = CheckpointName::local(name)?;
+        let parent_dir = parent.to_owned();
+        let outer = tokio::task::spawn_blocking(move || Catalog::enclosing_checkpoint(&parent_dir));
+        if let Some(outer) = outer.await.map_err(|e| Error::Bug(e.to_string()))? {
+            return Err(Error::Usage(format!(
+                "{} is a checkpoint, and none can lie inside another",
+                outer.display()
+            )));
+        }
         let server = Server::builder(parent)
             .budget_bytes(budget_bytes)
             .alias(WIRE_NAME.parse()?, local)

@@ -60,7 +60,7 @@ impl ErrorCode {
 #[non_exhaustive]
 pub enum Error {
     /// The source checkpoint.
-    #[error("the source cannot be sent")]
+    #[error("the checkpoint cannot be used")]
     Source(#[source] SourceError),
     /// The other side refused or gave up, and said why.
     #[error("{message}")]
@@ -92,6 +92,9 @@ pub enum Error {
         #[source]
         source: Option<std::io::Error>,
     },
+    /// The server cannot be run like this.
+    #[error("{0}")]
+    Config(String),
     /// A name or option is not allowed.
     #[error("{0}")]
     Usage(String),
@@ -122,6 +125,7 @@ impl Error {
             Error::Refused { reason, .. } | Error::Store { reason, .. } => code_of(*reason),
             Error::Protocol(e) => code_of(e.reason),
             Error::Transport { .. } => ErrorCode::Network,
+            Error::Config(_) => ErrorCode::Auth,
             Error::Usage(_) => ErrorCode::Usage,
             Error::Damaged { .. } => ErrorCode::Integrity,
             Error::Interrupted => ErrorCode::Interrupted,
@@ -141,7 +145,7 @@ impl Error {
         }
         Some(match self.code() {
             ErrorCode::Network => "is `tensorferry serve` running there? run the same command again: it goes on where it stopped",
-            ErrorCode::SourceMissing => "check the path of the source",
+            ErrorCode::SourceMissing => "check the path or name",
             ErrorCode::NoSpace => "free space on the receiver (`tensorferry discard` gives back unfinished transfers), then run the same command again",
             ErrorCode::Exists => "choose another name, or replace it with --overwrite",
             ErrorCode::Busy => "wait for the other transfer, or take its place with --restart (its unfinished work is lost)",
@@ -157,6 +161,7 @@ fn code_of(reason: Reason) -> ErrorCode {
     match reason {
         Reason::BadName | Reason::DuplicateTensor | Reason::BadShape => ErrorCode::Usage,
         Reason::Checksum => ErrorCode::Integrity,
+        Reason::NotFound => ErrorCode::SourceMissing,
         Reason::DiskQuota => ErrorCode::NoSpace,
         Reason::Exists => ErrorCode::Exists,
         Reason::Locked | Reason::Superseded => ErrorCode::Busy,

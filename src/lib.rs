@@ -1,5 +1,6 @@
 //! Moves ML checkpoints between machines over gRPC into memory-mappable `.npy` files.
 
+mod checkpoint;
 mod client;
 mod embedded;
 mod error;
@@ -14,6 +15,9 @@ mod store;
 mod transfer;
 pub mod wire;
 
+pub use checkpoint::{
+    Checkpoint, Damage, FileInfo, TensorInfo, TensorView, VerifyReport, discard_folder, list_folder,
+};
 pub use client::{CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};

@@ -78,6 +78,7 @@ impl Server {
             .build_v1()
             .map_err(|e| Error::Bug(e.to_string()))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let registry = self.context.registry.clone();
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let serving = tonic::transport::Server::builder()
             .max_frame_size(HTTP2_FRAME_BYTES)
@@ -102,6 +103,13 @@ impl Server {
         health.set_not_serving::<service::FerryService>().await;
         let _ = self.drain.send(true);
         let _ = stop.send(());
+        // Sessions outlive their connections: they commit and clean up.
+        let idle = async {
+            while !registry.is_idle() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, idle).await;
         match tokio::time::timeout(DRAIN_TIMEOUT, &mut serving).await {
             Ok(result) => finished(result),
             Err(_) => {
@@ -155,19 +163,17 @@ impl ServerBuilder {
     pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
         Grid::new(self.chunk_len)?;
         if !address.ip().is_loopback() && !self.insecure {
-            return Err(Error::Refused {
-                reason: crate::protocol::Reason::Unsupported,
-                message: format!("{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"),
-            });
+            return Err(Error::Config(format!(
+                "{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"
+            )));
         }
         let root = self.root.clone();
         let catalog = tokio::task::spawn_blocking(move || open_catalog(&root))
             .await
             .map_err(|e| Error::Bug(e.to_string()))??;
-        let listener = TcpListener::bind(address).await.map_err(|e| Error::Transport {
-            endpoint: address.to_string(),
-            message: format!("cannot listen: {e}"),
-        })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
         let address = listener.local_addr().map_err(|e| Error::Bug(e.to_string()))?;
         let (drain, draining) = watch::channel(false);
         let context = ReceiveContext {

@@ -218,6 +218,8 @@ pub(crate) async fn receive(
     if let Err(error) = &result {
         end(&session, &out, error).await;
     }
+    // The lock of the name goes before its seat, or the next session finds it locked.
+    session.staging.unlock();
     drop(seat);
     result
 }

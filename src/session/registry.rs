@@ -72,6 +72,11 @@ impl Registry {
         }
     }
 
+    /// Whether no session is live.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Whether a session of this name is live.
     pub(crate) fn is_live(&self, name: &CheckpointName) -> bool {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)

@@ -131,9 +131,13 @@ impl Session {
 pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> Result<SendOutcome, SendError> {
     let SendLane { out, mut frames, _channel } = lane;
     send_frame(&out, &SenderFrame::Open(Box::new(open.clone()))).await?;
-    let first = timeout(ACCEPT_TIMEOUT, frames.message()).await.map_err(|_| SendError::Disconnected {
-        message: format!("no answer to open for {} seconds", ACCEPT_TIMEOUT.as_secs()),
-    })?;
+    let mut cancel = context.cancel.clone();
+    let first = tokio::select! {
+        first = timeout(ACCEPT_TIMEOUT, frames.message()) => first.map_err(|_| SendError::Disconnected {
+            message: format!("no answer to open for {} seconds", ACCEPT_TIMEOUT.as_secs()),
+        })?,
+        () = cancelled(&mut cancel) => return Err(SendError::Interrupted),
+    };
     let accept = match take_control(first)? {
         ReceiverControl::Accept(accept) => accept,
         ReceiverControl::Done(done) => {

@@ -11,7 +11,7 @@ use super::{
     staging::{DATA_DIR, JOURNAL_FILE},
 };
 use crate::plan::CheckpointName;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const SERVICE_DIR: &str = ".tensorferry";
 const TRANSFERS: &str = ".tensorferry/transfers";
@@ -190,6 +190,11 @@ impl Catalog {
         Ok(out)
     }
 
+    /// The landed checkpoint that `folder` is or lies in, if any.
+    pub(crate) fn enclosing_checkpoint(folder: &Path) -> Option<PathBuf> {
+        folder.ancestors().find(|a| is_checkpoint(a)).map(Path::to_owned)
+    }
+
     /// Removes the service folder when nothing is in it.
     pub(crate) fn remove_empty_service_dir(&self) {
         if let Ok(Some(service)) = self.root.try_sub(SERVICE_DIR) {
@@ -197,6 +202,11 @@ impl Catalog {
             let _ = self.root.remove_empty_dir(SERVICE_DIR);
         }
     }
+}
+
+fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(MANIFEST_FILE).is_file()
+        && Dir::open_root(folder).is_ok_and(|dir| matches!(Manifest::read(&dir), Ok(Some(_))))
 }
 
 fn walk(

@@ -307,6 +307,11 @@ impl Staging {
         publish::publish(self, plan, self.is_synced)
     }
 
+    /// Lets another session or process work on the name.
+    pub(crate) fn unlock(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// After Done: removes what publishing left, journal last, and unlocks.
     pub(crate) fn clean_up(&self) -> Result<(), StoreError> {
         self.catalog.remove_staging(&self.name)?;

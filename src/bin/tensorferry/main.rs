@@ -1,49 +1,84 @@
-//! smoke
-use std::sync::Arc;
-use tensorferry::*;
+//! The command line program: arguments → options → library → words.
+
+mod args;
+mod completions;
+mod demo;
+mod demo_cut;
+mod demo_source;
+mod discard;
+mod entries;
+mod exit;
+mod inspect;
+mod interrupt;
+mod list;
+mod man;
+mod output;
+mod progress;
+mod push;
+mod serve;
+mod target;
+mod units;
+mod verify;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use exit::Failure;
+use output::Output;
+use std::{io::IsTerminal, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-    match run().await { Ok(()) => 0.into(), Err(e) => { eprintln!("error: {e:?}"); e.code().exit_code().into() } }
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version come this way too, with status 0.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = Output::new(cli.global.format(), cli.global.verbose);
+    start_log(cli.global.verbose);
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::from(tensorferry::Error::Bug(format!("no runtime: {e}"))))
+        .and_then(|runtime| runtime.block_on(run(cli.verb, &output)));
+    match result.and_then(|()| output.check()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => exit::report(&failure, &output),
+    }
 }
-async fn run() -> Result<(), Error> {
-    let mut args: Vec<String> = std::env::args().skip(1).collect();
-    let mut o = PushOptions::default();
-    let mut listen = "127.0.0.1:7744".to_string();
-    let mut pos = vec![];
-    args.reverse();
-    while let Some(a) = args.pop() {
-        match a.as_str() {
-            "--listen" => listen = args.pop().unwrap(),
-            "--format" => { args.pop(); }
-            "--chunk" => { args.pop(); o.chunk_len = Some(256 << 10); }
-            "--retries" => { o.retries = args.pop().unwrap().parse().unwrap(); }
-            "--durability" => o.commit_mode = match args.pop().unwrap().as_str() { "strict" => protocol::CommitMode::Strict, "end" => protocol::CommitMode::End, "none" => protocol::CommitMode::None, _ => protocol::CommitMode::Group },
-            "--overwrite" => o.overwrite = true,
-            "--restart" => o.restart = true,
-            "--verify" => o.verify = true,
-            _ => pos.push(a),
-        }
+
+async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
+    match verb {
+        Verb::Serve(args) => Box::pin(serve::run(args, output)).await,
+        Verb::Push(args) => Box::pin(push::run(args, output)).await,
+        Verb::List(args) => list::run(args, output).await,
+        Verb::Inspect(args) => inspect::run(args, output).await,
+        Verb::Verify(args) => verify::run(args, output).await,
+        Verb::Discard(args) => discard::run(args, output).await,
+        Verb::Demo(args) => Box::pin(demo::run(args, output)).await,
+        Verb::Completions(args) => completions::run(&args, output),
+        Verb::Man(args) => man::run(&args, output),
     }
-    match pos[0].as_str() {
-        "serve" => {
-            let s = Server::builder(&pos[1]).bind(listen.parse().unwrap()).await?;
-            println!("{{\"event\":\"listening\",\"address\":\"{}\"}}", s.local_addr());
-            s.serve(std::future::pending()).await?;
-        }
-        "push" => {
-            let n = pos.len();
-            let paths: Vec<_> = pos[1..n - 1].iter().map(|p| p.into()).collect();
-            let src = Arc::new(source::SourceSet::open(&paths, &Default::default())?);
-            let d = pos[n - 1].strip_prefix("ferry://").unwrap();
-            let (h, name) = d.split_once('/').unwrap();
-            let c = Client::new(h)?;
-            let r = c.push(src, &name.parse()?, o).await?;
-            println!("{{\"event\":\"done\",\"checkpoint\":\"{}\",\"tensors\":{},\"bytes\":{},\"wire_bytes\":{},\"resumed_bytes\":{},\"seconds\":{},\"durability\":\"{}\",\"bottleneck\":null}}", r.checkpoint, r.tensor_count, r.bytes, r.wire_bytes, r.resumed_bytes, r.elapsed.as_secs_f64(), r.durability.as_str());
-        }
-        _ => {}
-    }
-    Ok(())
+}
+
+/// What the library logs goes to standard error; `RUST_LOG` beats `-v`.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "error",
+        1 => "tensorferry=info,warn",
+        2 => "tensorferry=debug,info",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let is_plain = std::env::var_os("NO_COLOR").is_some() || !std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(!is_plain)
+        .with_env_filter(filter)
+        .init();
 }

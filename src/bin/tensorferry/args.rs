@@ -1,0 +1,327 @@
+//! What can be typed.
+
+use crate::{output::Format, units};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use std::{ffi::OsString, path::PathBuf};
+use tensorferry::protocol::{CommitMode, Layout};
+
+const EXAMPLES: &str = "\
+Examples:
+  tensorferry demo                                  see it work: cut off, resumed, verified
+  tensorferry push model/ out/model                 convert a folder into .npy files on this machine
+  tensorferry serve /data                           receive checkpoints into /data
+  tensorferry push model/ ferry://lab:7744/run7     send one there; run it again to resume
+  tensorferry push shard-*.safetensors lab:run7     several files make one checkpoint
+  tensorferry list lab:                             what is there, what is unfinished
+  tensorferry verify /data/run7                     re-read every byte and compare
+
+Exit status:
+    0  done                          7  not allowed, or not configured
+    1  other failure                 8  no space or quota on the receiver
+    2  wrong usage                   9  something of that name exists
+    3  source missing               11  busy, or taken over by another transfer
+    5  network; run it again        24  the source changed while it was sent
+    6  damaged bytes               130  interrupted (Ctrl-C)";
+
+/// Moves ML checkpoints between machines into memory-mappable .npy files.
+///
+/// Every byte is verified, what is acknowledged is durable, and whatever
+/// interrupts a push, the same command carries on where the receiver's disk
+/// stands. Standard output carries data, standard error carries talk. Every flag
+/// can also be set as an environment variable TENSORFERRY_<FLAG>.
+#[derive(Debug, Parser)]
+#[command(name = "tensorferry", version, after_long_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// How to speak: `human` for people, `json` for programs (one object per line
+    /// with an `event` key), `quiet` for nothing but the bare answer and errors
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "human",
+        env = "TENSORFERRY_FORMAT"
+    )]
+    format: Format,
+    /// Log to standard error what goes on; twice or thrice for more. RUST_LOG is
+    /// honoured
+    #[arg(short, long, global = true, action = ArgAction::Count, env = "TENSORFERRY_VERBOSE")]
+    pub(crate) verbose: u8,
+    /// The same as --format quiet
+    #[arg(short, long, global = true, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_QUIET")]
+    quiet: bool,
+}
+
+impl GlobalArgs {
+    pub(crate) fn format(&self) -> Format {
+        if self.quiet {
+            Format::Quiet
+        } else {
+            self.format
+        }
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Serve(ServeArgs),
+    Push(PushArgs),
+    List(ListArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
+    Discard(DiscardArgs),
+    Demo(DemoArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Receive checkpoints into a folder
+///
+/// The first line on standard output is `listening on ADDRESS:PORT`. Ctrl-C or
+/// SIGTERM stops it in good order: what has arrived is made durable first, and
+/// senders carry on when it is back. There is no encryption yet, so it listens on
+/// this machine only unless --insecure allows more.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Folder for the checkpoints; made if need be
+    #[arg(default_value = ".")]
+    pub(crate) root: PathBuf,
+    /// Address and port to listen on; port 0 picks a free one
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:7744",
+        env = "TENSORFERRY_LISTEN"
+    )]
+    pub(crate) listen: String,
+    /// Allow to listen beyond this machine although nothing is encrypted and
+    /// anybody who can connect can write
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_INSECURE")]
+    pub(crate) insecure: bool,
+    /// Chunk length of new transfers whose sender has no wish: a power of two from
+    /// 256K to 8M [default: 1M]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_chunk_len, env = "TENSORFERRY_CHUNK")]
+    pub(crate) chunk: Option<u32>,
+    /// Memory for chunks on their way, all transfers together
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
+    pub(crate) budget: u64,
+}
+
+/// Send a checkpoint; run it again to resume
+///
+/// SRC is a .safetensors file, a *.index.json with its shards, a .npy file, a
+/// folder of these, or a folder that tensorferry has written. Several make one
+/// checkpoint. A folder's other files (config.json, tokenizer) go along.
+///
+/// DEST is ferry://HOST[:PORT]/NAME, or HOST:NAME (port 7744), or a local folder;
+/// a local folder with a colon in its name is written ./a:b. A slash at the end
+/// changes nothing.
+///
+/// The first Ctrl-C stops in good order, says how much is safe and how to go on;
+/// the second stops at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  tensorferry push model/ out/model                   local: the same path, nothing to set up
+  tensorferry push model.safetensors lab:run7 -n      what would be sent, contacting nobody
+  tensorferry push ckpt/ ferry://lab:7744/run7 --overwrite
+  tensorferry push ckpt/ lab:run7 --format json | tail -1")]
+pub(crate) struct PushArgs {
+    /// Files and folders that make up the checkpoint
+    #[arg(required = true, value_name = "SRC", num_args = 1..)]
+    pub(crate) src: Vec<PathBuf>,
+    /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
+    #[arg(value_name = "DEST")]
+    pub(crate) dest: OsString,
+    /// Show names, dtypes, shapes and bytes; write nothing and contact nobody
+    #[arg(short = 'n', long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_DRY_RUN")]
+    pub(crate) dry_run: bool,
+    /// Replace a published checkpoint of the same name
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_OVERWRITE")]
+    pub(crate) overwrite: bool,
+    /// Throw unfinished work of that name away first, whoever it belongs to
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_RESTART")]
+    pub(crate) restart: bool,
+    /// Let the receiver read everything back before it publishes
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_VERIFY")]
+    pub(crate) verify: bool,
+    /// Leave a folder's other files (config.json, tokenizer) behind
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_NO_FILES")]
+    pub(crate) no_files: bool,
+    /// How the files are named
+    #[arg(long, value_enum, default_value = "named", env = "TENSORFERRY_LAYOUT")]
+    pub(crate) layout: LayoutArg,
+    /// How often written bytes become durable
+    #[arg(
+        long,
+        value_enum,
+        default_value = "group",
+        env = "TENSORFERRY_DURABILITY"
+    )]
+    pub(crate) durability: DurabilityArg,
+    /// Chunk length of a new transfer: a power of two from 256K to 8M [default: the
+    /// receiver's]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_chunk_len, env = "TENSORFERRY_CHUNK")]
+    pub(crate) chunk: Option<u32>,
+    /// Attempts in a row that make nothing durable before giving up
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        env = "TENSORFERRY_RETRIES"
+    )]
+    pub(crate) retries: u32,
+    /// Memory for chunks on their way; a local DEST gives half to each side
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
+    pub(crate) budget: u64,
+}
+
+/// File names on the receiver.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LayoutArg {
+    /// After the tensor: model.norm.weight.npy
+    Named,
+    /// After its number: weight_0.npy
+    Indexed,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Layout {
+        match layout {
+            LayoutArg::Named => Layout::Named,
+            LayoutArg::Indexed => Layout::Indexed,
+        }
+    }
+}
+
+/// How often written bytes become durable.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DurabilityArg {
+    /// Every 8 MiB
+    Strict,
+    /// At 128 MiB, half a second or 512 files
+    Group,
+    /// Once before publishing, and when the connection ends
+    End,
+    /// Never: a loss of power may cost everything
+    None,
+}
+
+impl From<DurabilityArg> for CommitMode {
+    fn from(durability: DurabilityArg) -> CommitMode {
+        match durability {
+            DurabilityArg::Strict => CommitMode::Strict,
+            DurabilityArg::Group => CommitMode::Group,
+            DurabilityArg::End => CommitMode::End,
+            DurabilityArg::None => CommitMode::None,
+        }
+    }
+}
+
+/// Show checkpoints and unfinished transfers
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// ferry://HOST[:PORT][/PREFIX], HOST: or a local folder
+    #[arg(value_name = "WHERE", default_value = ".")]
+    pub(crate) place: OsString,
+}
+
+/// Show names, dtypes, shapes and sizes of a checkpoint, without loading it
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Files and folders, as for push
+    #[arg(required = true, value_name = "SRC")]
+    pub(crate) src: Vec<PathBuf>,
+}
+
+/// Re-read landed checkpoints and compare every byte with the manifest
+///
+/// Exit status 6 when something is damaged, 3 when there is no manifest.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Folders with a manifest.json
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) dirs: Vec<PathBuf>,
+}
+
+/// Throw away the unfinished transfer of a name; what is published stays
+#[derive(Debug, Args)]
+pub(crate) struct DiscardArgs {
+    /// The DEST of the push: ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
+    #[arg(value_name = "DEST")]
+    pub(crate) dest: OsString,
+}
+
+/// See it work: a push that is cut off half way, resumed and verified
+///
+/// Makes a sharded safetensors checkpoint of 256 MiB (or takes SRC), starts a
+/// server, pushes through a connection that is cut after half of the bytes, pushes
+/// again and compares every byte that landed with the source. Needs about 512 MiB
+/// of disk; nothing but this folder is touched.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// A checkpoint of yours instead of a made one
+    #[arg(value_name = "SRC")]
+    pub(crate) src: Option<PathBuf>,
+    /// An empty or new folder to work in [default: a fresh one for temporary files]
+    #[arg(long, value_name = "DIR", env = "TENSORFERRY_DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print the manual page, of the program or of one verb
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Verb, such as push
+    #[arg(value_name = "VERB")]
+    pub(crate) page: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound_and_every_flag_has_its_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let flags = command
+            .get_subcommands()
+            .chain([&command])
+            .flat_map(|c| c.get_opts());
+        for flag in flags {
+            let name = flag.get_long().unwrap().to_uppercase().replace('-', "_");
+            let env = flag.get_env().map(|v| v.to_string_lossy().into_owned());
+            assert_eq!(env, Some(format!("TENSORFERRY_{name}")));
+        }
+    }
+
+    #[test]
+    fn the_last_path_is_the_destination() {
+        let cli =
+            Cli::try_parse_from(["tensorferry", "push", "a", "b", "c", "--chunk", "1M"]).unwrap();
+        let Verb::Push(push) = cli.verb else { panic!() };
+        assert_eq!(
+            (push.src.len(), push.dest.to_str(), push.chunk),
+            (2, Some("c"), Some(1 << 20))
+        );
+        assert!(Cli::try_parse_from(["tensorferry", "push", "a"]).is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! `push`: sends a checkpoint to a server or into a local folder.
+
+use crate::{
+    args::PushArgs,
+    entries,
+    exit::Failure,
+    interrupt::Interrupt,
+    output::Output,
+    progress::Meter,
+    target::{self, Target},
+    units,
+};
+use serde::Serialize;
+use std::{future::IntoFuture, sync::Arc, time::Duration};
+use tensorferry::{
+    Client, Embedded, Error, Progress, PushOptions, Transfer, TransferReport, protocol::Durability,
+    source::SourceSet,
+};
+
+const TICK: Duration = Duration::from_millis(200);
+
+#[derive(Serialize)]
+struct BeginEvent<'a> {
+    destination: &'a str,
+    tensors: u64,
+    files: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct DoneEvent<'a> {
+    checkpoint: &'a str,
+    tensors: u64,
+    files: u64,
+    bytes: u64,
+    wire_bytes: u64,
+    resumed_bytes: u64,
+    seconds: f64,
+    durability: &'a str,
+    unchanged: bool,
+    sessions: u32,
+    bottleneck: Option<&'a str>,
+}
+
+pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> {
+    let target = Target::parse(&args.dest)?;
+    if let Target::Server { authority, name } = &target {
+        // A wrong destination shows before a long look at the source.
+        target::checkpoint_name(authority, name)?;
+    }
+    let source = entries::open(args.src.clone(), !args.no_files).await?;
+    entries::tell_skipped(&source, output);
+    if args.dry_run {
+        entries::show(&source, Some(args.layout.into()), output);
+        output.talk(&format!("dry run: nothing was sent to {target}"));
+        return Ok(());
+    }
+    // From here on Ctrl-C keeps what is durable.
+    let mut interrupt = Interrupt::listen()?;
+    let (tensors, files) = entries::counts(&source);
+    let bytes = source.total_bytes();
+    output.event(
+        "begin",
+        &BeginEvent {
+            destination: &target.to_string(),
+            tensors,
+            files,
+            bytes,
+        },
+    );
+    let mut options = options(&args);
+    let (progress, result) = match &target {
+        Target::Server { authority, name } => {
+            let name = target::checkpoint_name(authority, name)?;
+            let transfer = Client::new(authority)?.push(Arc::clone(&source), &name, options);
+            follow(transfer, &source, &mut interrupt, output).await
+        }
+        Target::Folder(folder) => {
+            // Both roles are in this process and share the budget.
+            options.budget_bytes = args.budget / 2;
+            let embedded = Embedded::start(folder, options.budget_bytes).await?;
+            let transfer = embedded.push(Arc::clone(&source), options)?;
+            let followed = follow(transfer, &source, &mut interrupt, output).await;
+            let stopped = embedded.stop().await;
+            // Why the push failed says more than why the server did.
+            if followed.1.is_ok() {
+                stopped?;
+            }
+            followed
+        }
+    };
+    match result {
+        Ok(report) => {
+            tell_done(&report, &target, output);
+            Ok(())
+        }
+        Err(Error::Interrupted) => Err(tell_stopped(&progress, bytes, &target, output)),
+        Err(error) => {
+            if error.is_retryable() && progress.durable_bytes > 0 {
+                output.talk(&safe_words("cut off", &progress, bytes, &target));
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn options(args: &PushArgs) -> PushOptions {
+    let mut options = PushOptions::default();
+    options.chunk_len = args.chunk;
+    options.commit_mode = args.durability.into();
+    options.layout = args.layout.into();
+    options.overwrite = args.overwrite;
+    options.restart = args.restart;
+    options.verify = args.verify;
+    options.retries = args.retries;
+    options.budget_bytes = args.budget;
+    options
+}
+
+/// Waits for a transfer, showing where it stands and passing interrupts on.
+async fn follow(
+    transfer: Transfer,
+    source: &SourceSet,
+    interrupt: &mut Interrupt,
+    output: &Output,
+) -> (Progress, Result<TransferReport, Error>) {
+    let (watcher, canceller) = (transfer.watcher(), transfer.canceller());
+    let mut meter = Meter::new(output, source.total_bytes());
+    let mut ending = transfer.into_future();
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
+    let mut is_cancelled = false;
+    let result = loop {
+        tokio::select! {
+            result = &mut ending => break result,
+            _ = ticks.tick() => meter.tick(&watcher.progress()),
+            () = interrupt.first(), if !is_cancelled => {
+                is_cancelled = true;
+                canceller.cancel();
+                meter.clear();
+                output.talk("stopping: what has arrived is made durable (Ctrl-C again stops at once)");
+            }
+        }
+    };
+    meter.clear();
+    (watcher.progress(), result)
+}
+
+fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
+    output.event(
+        "done",
+        &DoneEvent {
+            checkpoint: &report.checkpoint,
+            tensors: report.tensor_count,
+            files: report.file_count,
+            bytes: report.bytes,
+            wire_bytes: report.wire_bytes,
+            resumed_bytes: report.resumed_bytes,
+            seconds: report.elapsed.as_secs_f64(),
+            durability: report.durability.as_str(),
+            unchanged: report.unchanged,
+            sessions: report.session_count,
+            bottleneck: None,
+        },
+    );
+    let what = format!(
+        "{}, {}, {}",
+        units::count(report.tensor_count, "tensor"),
+        units::count(report.file_count, "file"),
+        units::bytes(report.bytes)
+    );
+    let place = units::shown(&target.to_string());
+    if report.unchanged {
+        return output.human(&format!(
+            "unchanged: {what} are in {place} already, nothing was sent"
+        ));
+    }
+    let durability = match report.durability {
+        Durability::Disk => "safe from power loss",
+        Durability::Process => "not safe from power loss",
+    };
+    output.human(&format!(
+        "pushed {what} to {place} in {} ({}): sent {}, resumed {}, {durability}",
+        units::duration(report.elapsed),
+        units::rate(report.wire_bytes, report.elapsed),
+        units::bytes(report.wire_bytes),
+        units::bytes(report.resumed_bytes),
+    ));
+}
+
+fn tell_stopped(
+    progress: &Progress,
+    total_bytes: u64,
+    target: &Target,
+    output: &Output,
+) -> Failure {
+    let resume =
+        resume_command(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
+    output.complain(&safe_words("stopped", progress, total_bytes, target));
+    output.complain(&format!("resume with: {resume}"));
+    Failure::interrupted(resume)
+}
+
+fn safe_words(what: &str, progress: &Progress, total_bytes: u64, target: &Target) -> String {
+    format!(
+        "{what}: {} of {} safe on {} ({} %)",
+        units::bytes(progress.durable_bytes),
+        units::bytes(total_bytes),
+        units::shown(&target.to_string()),
+        units::percent(progress.durable_bytes, total_bytes)
+    )
+}
+
+/// The same command line, except that it must not throw away what is safe.
+fn resume_command(words: impl Iterator<Item = String>) -> String {
+    let mut only_paths_follow = false;
+    let kept = words.filter(|word| {
+        only_paths_follow |= word == "--";
+        only_paths_follow || word != "--restart"
+    });
+    kept.map(|word| units::shell_quote(&word))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resume_command_is_the_command_without_restart() {
+        let words = [
+            "tensorferry",
+            "push",
+            "--restart",
+            "my model",
+            "lab:run7",
+            "--",
+            "--restart",
+        ];
+        let resume = resume_command(words.into_iter().map(str::to_owned));
+        assert_eq!(resume, "tensorferry push 'my model' lab:run7 -- --restart");
+    }
+}

@@ -1,0 +1,58 @@
+//! `serve`: receives checkpoints into a folder.
+
+use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, output::Output};
+use serde::Serialize;
+use std::net::SocketAddr;
+use tensorferry::{Error, Server};
+
+#[derive(Serialize)]
+struct ListeningEvent {
+    address: SocketAddr,
+}
+
+pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure> {
+    let mut interrupt = Interrupt::listen()?;
+    let address = resolve(&args.listen).await?;
+    let mut builder = Server::builder(&args.root)
+        .budget_bytes(args.budget)
+        .insecure(args.insecure);
+    if let Some(chunk_len) = args.chunk {
+        builder = builder.chunk_len(chunk_len);
+    }
+    let server = builder.bind(address).await.map_err(|error| match error {
+        Error::Transport { .. } => Failure::with_hint(
+            error,
+            "choose another port with --listen; port 0 picks a free one",
+        ),
+        error => error.into(),
+    })?;
+    let address = server.local_addr();
+    // Programs that picked port 0 wait for this line, in every format.
+    if output.is_json() {
+        output.event("listening", &ListeningEvent { address });
+    } else {
+        output.line(&format!("listening on {address}"));
+    }
+    output.talk(&format!(
+        "receiving into {}; Ctrl-C stops",
+        args.root.display()
+    ));
+    server
+        .serve(async {
+            interrupt.first().await;
+            output.talk("stopping: what has arrived is made durable (Ctrl-C again stops at once)");
+        })
+        .await?;
+    Ok(())
+}
+
+async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
+    let usage = |why: String| Error::Usage(format!("cannot listen on {listen:?}: {why}"));
+    let mut found = tokio::net::lookup_host(listen)
+        .await
+        .map_err(|e| usage(e.to_string()))?;
+    let address = found
+        .next()
+        .ok_or_else(|| usage("the host has no address".to_owned()))?;
+    Ok(address)
+}

@@ -1,0 +1,82 @@
+//! Local folders: what is in them, and what is unfinished beside them.
+
+use super::open_existing;
+use crate::{
+    client::CheckpointSummary,
+    error::Error,
+    plan::CheckpointName,
+    store::{Catalog, Manifest},
+};
+use std::path::Path;
+
+/// Holds unfinished transfers, beside the checkpoints.
+const SERVICE_DIR: &str = ".tensorferry";
+
+/// Checkpoints and unfinished transfers below a folder, sorted by name; a folder
+/// that is a checkpoint itself is listed alone. Makes nothing. Whether a session
+/// is running cannot be told from here: `active` is always false.
+///
+/// # Errors
+/// [`SourceError::NotFound`](crate::source::SourceError::NotFound) when there is no such folder, [`Error::Store`].
+pub fn list_folder(root: &Path) -> Result<Vec<CheckpointSummary>, Error> {
+    let catalog = open_existing(root)?;
+    let published = |name: String, manifest: &Manifest, modified_unix_seconds| CheckpointSummary {
+        name,
+        published: true,
+        entry_count: (manifest.tensors.len() + manifest.files.len()) as u64,
+        total_bytes: manifest.total_nbytes,
+        durable_bytes: manifest.total_nbytes,
+        active: false,
+        modified_unix_seconds,
+    };
+    if let Ok(Some((manifest, _))) = Manifest::read(catalog.root()) {
+        let modified = catalog.root().modified_unix_seconds();
+        return Ok(vec![published(
+            root.display().to_string(),
+            &manifest,
+            modified,
+        )]);
+    }
+    let mut out = Vec::new();
+    for (name, manifest, modified) in catalog.list_published()? {
+        out.push(published(name.to_string(), &manifest, modified));
+    }
+    for transfer in catalog.list_transfers()? {
+        out.push(CheckpointSummary {
+            name: transfer.name.to_string(),
+            published: false,
+            entry_count: transfer.entry_count,
+            total_bytes: transfer.total_bytes,
+            durable_bytes: transfer.durable_bytes,
+            active: false,
+            modified_unix_seconds: transfer.modified_unix_seconds,
+        });
+    }
+    out.sort_by(|a, b| (&a.name, !a.published).cmp(&(&b.name, !b.published)));
+    Ok(out)
+}
+
+/// Throws away the unfinished push into a local folder, which lies in
+/// `.tensorferry` beside it. Returns the durable bytes lost, or `None` when there
+/// was none. What is published in the folder stays.
+///
+/// # Errors
+/// [`Error::Usage`] when that names no folder, [`Error::Store`] when the push is
+/// running or cannot be removed.
+pub fn discard_folder(folder: &Path) -> Result<Option<u64>, Error> {
+    let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
+    let absolute = std::path::absolute(folder).map_err(|_| usage())?;
+    let name = absolute
+        .file_name()
+        .and_then(|n| n.to_str())
+        .ok_or_else(usage)?;
+    let parent = absolute.parent().ok_or_else(usage)?;
+    let name = CheckpointName::local(name)?;
+    if !parent.join(SERVICE_DIR).is_dir() {
+        return Ok(None);
+    }
+    let catalog = Catalog::open(parent)?;
+    let discarded = catalog.discard(&name)?;
+    catalog.remove_empty_service_dir();
+    Ok(discarded)
+}
