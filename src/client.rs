@@ -2,11 +2,14 @@
 
 use crate::{
     error::Error,
-    options::{HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions},
+    options::{
+        HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions,
+    },
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, cancelled, send, status_error,
+        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, cancelled,
+        send, status_error,
     },
     source::SourceSet,
     transfer::{Transfer, TransferReport},
@@ -76,7 +79,10 @@ impl Client {
             .initial_connection_window_size(HTTP2_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-        Ok(Client { endpoint, authority })
+        Ok(Client {
+            endpoint,
+            authority,
+        })
     }
 
     /// `host:port`.
@@ -86,7 +92,12 @@ impl Client {
 
     /// Pushes a checkpoint under a name, reconnecting as long as that helps.
     /// Needs a tokio runtime.
-    pub fn push(&self, source: Arc<SourceSet>, name: &CheckpointName, options: PushOptions) -> Transfer {
+    pub fn push(
+        &self,
+        source: Arc<SourceSet>,
+        name: &CheckpointName,
+        options: PushOptions,
+    ) -> Transfer {
         self.push_as(source, name, name.as_str().to_owned(), options)
     }
 
@@ -125,8 +136,16 @@ impl Client {
         let mut client = self.unary().await?;
         let (mut out, mut page_token) = (Vec::new(), String::new());
         loop {
-            let request = pb::ListRequest { prefix: prefix.to_owned(), page_size: 0, page_token };
-            let page = client.list(request).await.map_err(|s| self.error(status_error(&s)))?.into_inner();
+            let request = pb::ListRequest {
+                prefix: prefix.to_owned(),
+                page_size: 0,
+                page_token,
+            };
+            let page = client
+                .list(request)
+                .await
+                .map_err(|s| self.error(status_error(&s)))?
+                .into_inner();
             out.extend(page.checkpoints.into_iter().map(summary));
             page_token = page.next_page_token;
             if page_token.is_empty() {
@@ -140,9 +159,14 @@ impl Client {
     /// # Errors
     /// The server cannot be reached, or has none of that name.
     pub async fn describe(&self, name: &CheckpointName) -> Result<Vec<u8>, Error> {
-        let request = pb::DescribeRequest { checkpoint: name.to_string() };
+        let request = pb::DescribeRequest {
+            checkpoint: name.to_string(),
+        };
         let mut client = self.unary().await?;
-        let response = client.describe(request).await.map_err(|s| self.error(status_error(&s)))?;
+        let response = client
+            .describe(request)
+            .await
+            .map_err(|s| self.error(status_error(&s)))?;
         Ok(response.into_inner().manifest_json.to_vec())
     }
 
@@ -152,9 +176,14 @@ impl Client {
     /// # Errors
     /// The server cannot be reached, or a session of that name is running.
     pub async fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, Error> {
-        let request = pb::DiscardRequest { checkpoint: name.to_string() };
+        let request = pb::DiscardRequest {
+            checkpoint: name.to_string(),
+        };
         let mut client = self.unary().await?;
-        let response = client.discard(request).await.map_err(|s| self.error(status_error(&s)))?;
+        let response = client
+            .discard(request)
+            .await
+            .map_err(|s| self.error(status_error(&s)))?;
         let response = response.into_inner();
         Ok(response.existed.then_some(response.discarded_bytes))
     }
@@ -165,9 +194,12 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Channel, SendError> {
-        self.endpoint.connect().await.map_err(|e| SendError::Disconnected {
-            message: innermost(&e),
-        })
+        self.endpoint
+            .connect()
+            .await
+            .map_err(|e| SendError::Disconnected {
+                message: innermost(&e),
+            })
     }
 
     /// Opens the control lane of a session.
@@ -180,9 +212,16 @@ impl Client {
         *request.uri_mut() = http::Uri::from_static(PUSH_PATH);
         let headers = request.headers_mut();
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let disconnected = |e: &(dyn std::error::Error + 'static)| SendError::Disconnected { message: innermost(e) };
-        poll_fn(|cx| channel.poll_ready(cx)).await.map_err(|e| disconnected(&e))?;
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
+        let disconnected = |e: &(dyn std::error::Error + 'static)| SendError::Disconnected {
+            message: innermost(e),
+        };
+        poll_fn(|cx| channel.poll_ready(cx))
+            .await
+            .map_err(|e| disconnected(&e))?;
         let response = channel.call(request).await.map_err(|e| disconnected(&e))?;
         if let Some(status) = Status::from_header_map(response.headers()) {
             return Err(status_error(&status));
@@ -190,7 +229,11 @@ impl Client {
         let code = response.status();
         let decoder = tonic_prost::ProstDecoder::<pb::ReceiverFrame>::default();
         let frames = Streaming::new_response(decoder, response.into_body(), code, None, None);
-        Ok(SendLane { out, frames, _channel: channel })
+        Ok(SendLane {
+            out,
+            frames,
+            _channel: channel,
+        })
     }
 
     fn error(&self, error: SendError) -> Error {
@@ -233,7 +276,11 @@ impl Push {
             }
             let after = self.context.progress.snapshot();
             // Only bytes that stay on the receiver count as progress.
-            fruitless = if after.durable_bytes > before.durable_bytes { 0 } else { fruitless + 1 };
+            fruitless = if after.durable_bytes > before.durable_bytes {
+                0
+            } else {
+                fruitless + 1
+            };
             if fruitless > self.options.retries {
                 return Err(self.client.error(error));
             }
@@ -246,7 +293,9 @@ impl Push {
     }
 
     async fn attempt(&self, open: &Open) -> Result<SendOutcome, SendError> {
-        self.context.progress.update(|p| p.stage = Stage::Connecting);
+        self.context
+            .progress
+            .update(|p| p.stage = Stage::Connecting);
         let mut cancel = self.context.cancel.clone();
         let lane = tokio::select! {
             lane = self.client.open_lane() => lane?,
@@ -257,10 +306,14 @@ impl Push {
 
     /// Waits between attempts, a random half to whole of the doubled time.
     async fn wait(&mut self, fruitless: u32) -> Result<(), Error> {
-        let doubled = BACKOFF.0.saturating_mul(1 << fruitless.min(10)).min(BACKOFF.1);
+        let doubled = BACKOFF
+            .0
+            .saturating_mul(1 << fruitless.min(10))
+            .min(BACKOFF.1);
         let mut random = [0; 2];
         let _ = getrandom::fill(&mut random);
-        let wait = doubled / 2 + doubled / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX);
+        let wait =
+            doubled / 2 + doubled / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX);
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             () = cancelled(&mut self.context.cancel) => Err(Error::Interrupted),
@@ -296,7 +349,11 @@ impl Push {
         let source = &self.context.source;
         let progress = self.context.progress.snapshot();
         let is_tensor = |kind: EntryKind| matches!(kind, EntryKind::Tensor { .. });
-        let tensor_count = source.entries().iter().filter(|e| is_tensor(e.header.kind)).count() as u64;
+        let tensor_count = source
+            .entries()
+            .iter()
+            .filter(|e| is_tensor(e.header.kind))
+            .count() as u64;
         TransferReport {
             checkpoint: self.target.clone(),
             tensor_count,
@@ -338,7 +395,10 @@ fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Diges
         Layout::Named => b"named",
         Layout::Indexed => b"indexed",
     });
-    let has_files = source.entries().iter().any(|e| e.header.kind == EntryKind::Blob);
+    let has_files = source
+        .entries()
+        .iter()
+        .any(|e| e.header.kind == EntryKind::Blob);
     field(&[u8::from(has_files)]);
     crate::plan::first_16(hasher.finalize())
 }
@@ -373,7 +433,9 @@ fn machine_id() -> Vec<u8> {
 
 /// Adds the default port where none is given.
 fn with_port(authority: &str) -> String {
-    let after_host = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
+    let after_host = authority
+        .rsplit_once(']')
+        .map_or(authority, |(_, rest)| rest);
     if after_host.contains(':') {
         authority.to_owned()
     } else {

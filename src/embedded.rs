@@ -2,14 +2,8 @@
 //! server that lives only as long as the push.
 
 use crate::{
-    client::Client,
-    error::Error,
-    options::PushOptions,
-    plan::CheckpointName,
-    server::Server,
-    source::SourceSet,
-    store::Catalog,
-    transfer::Transfer,
+    client::Client, error::Error, options::PushOptions, plan::CheckpointName, server::Server,
+    source::SourceSet, store::Catalog, transfer::Transfer,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -38,10 +32,14 @@ impl Embedded {
     /// # Errors
     /// The parent cannot be used, or `folder` has no name of its own.
     pub async fn start(folder: &Path, budget_bytes: u64) -> Result<Embedded, Error> {
-        let absolute = std::path::absolute(folder).map_err(|e| Error::Usage(format!("{}: {e}", folder.display())))?;
+        let absolute = std::path::absolute(folder)
+            .map_err(|e| Error::Usage(format!("{}: {e}", folder.display())))?;
         let name = absolute.file_name().and_then(|n| n.to_str());
         let (Some(name), Some(parent)) = (name, absolute.parent()) else {
-            return Err(Error::Usage(format!("{} does not name a folder", folder.display())));
+            return Err(Error::Usage(format!(
+                "{} does not name a folder",
+                folder.display()
+            )));
         };
         let local = CheckpointName::local(name)?;
         let parent_dir = parent.to_owned();
@@ -76,9 +74,14 @@ impl Embedded {
     /// # Errors
     /// [`Error::Bug`] only.
     pub fn push(&self, source: Arc<SourceSet>, options: PushOptions) -> Result<Transfer, Error> {
-        let parent = self.parent.canonicalize().unwrap_or_else(|_| self.parent.clone());
+        let parent = self
+            .parent
+            .canonicalize()
+            .unwrap_or_else(|_| self.parent.clone());
         let target = parent.join(&self.folder).display().to_string();
-        Ok(self.client.push_as(source, &WIRE_NAME.parse()?, target, options))
+        Ok(self
+            .client
+            .push_as(source, &WIRE_NAME.parse()?, target, options))
     }
 
     /// Stops the server; what is written is committed. Removes the service folder

@@ -141,16 +141,28 @@ impl Error {
     /// What to do next.
     pub fn hint(&self) -> Option<&'static str> {
         if let Error::Source(SourceError::Unknown { .. }) = self {
-            return Some("give a .npy file, a .safetensors file, its *.index.json, or a folder of them");
+            return Some(
+                "give a .npy file, a .safetensors file, its *.index.json, or a folder of them",
+            );
         }
         Some(match self.code() {
-            ErrorCode::Network => "is `tensorferry serve` running there? run the same command again: it goes on where it stopped",
+            ErrorCode::Network => {
+                "is `tensorferry serve` running there? run the same command again: it goes on where it stopped"
+            }
             ErrorCode::SourceMissing => "check the path or name",
-            ErrorCode::NoSpace => "free space on the receiver (`tensorferry discard` gives back unfinished transfers), then run the same command again",
+            ErrorCode::NoSpace => {
+                "free space on the receiver (`tensorferry discard` gives back unfinished transfers), then run the same command again"
+            }
             ErrorCode::Exists => "choose another name, or replace it with --overwrite",
-            ErrorCode::Busy => "wait for the other transfer, or take its place with --restart (its unfinished work is lost)",
-            ErrorCode::SourceChanged => "run the same command again when nobody writes the source: what is still equal is not sent again",
-            ErrorCode::Integrity => "nothing damaged was published; check memory, disk and network of both machines",
+            ErrorCode::Busy => {
+                "wait for the other transfer, or take its place with --restart (its unfinished work is lost)"
+            }
+            ErrorCode::SourceChanged => {
+                "run the same command again when nobody writes the source: what is still equal is not sent again"
+            }
+            ErrorCode::Integrity => {
+                "nothing damaged was published; check memory, disk and network of both machines"
+            }
             ErrorCode::Auth => "see `tensorferry serve --help`",
             ErrorCode::Usage | ErrorCode::Other | ErrorCode::Interrupted => return None,
         })
@@ -192,7 +204,11 @@ impl From<StoreError> for Error {
             StoreError::Journal { source, .. } => Some(std::io::Error::other(source)),
             _ => None,
         };
-        Error::Store { reason, message, source }
+        Error::Store {
+            reason,
+            message,
+            source,
+        }
     }
 }
 
@@ -206,7 +222,10 @@ impl From<SendError> for Error {
             },
             SendError::Protocol(e) => Error::Protocol(e),
             SendError::Wire(e) => Error::Protocol(ProtocolError::new(e.reason(), e.to_string())),
-            SendError::Disconnected { message } => Error::Transport { endpoint: "the receiver".to_owned(), message },
+            SendError::Disconnected { message } => Error::Transport {
+                endpoint: "the receiver".to_owned(),
+                message,
+            },
             SendError::Source(e) => Error::Source(e),
             SendError::Interrupted => Error::Interrupted,
             SendError::Bug(why) => Error::Bug(why),

@@ -56,9 +56,7 @@ pub enum PlanError {
         limit: u64,
     },
     /// The chunk length is not a power of two within its limits.
-    #[error(
-        "chunk length {0} is not a power of two from {CHUNK_LEN_MIN} to {CHUNK_LEN_MAX} bytes"
-    )]
+    #[error("chunk length {0} is not a power of two from {CHUNK_LEN_MIN} to {CHUNK_LEN_MAX} bytes")]
     ChunkLen(u64),
 }
 

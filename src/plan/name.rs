@@ -207,7 +207,13 @@ impl FileNames {
 pub fn safe_file_name(name: &str, extension: &str, mark: bool) -> String {
     let mut safe: String = name
         .chars()
-        .map(|c| if c.is_ascii() && is_plain(c as u8) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii() && is_plain(c as u8) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     if safe.starts_with('.') {
         safe.replace_range(..1, "_");
@@ -243,8 +249,22 @@ mod tests {
         let long = "x".repeat(1025);
         let deep = vec!["a"; 17].join("/");
         for bad in [
-            "", "/a", "a/", "a//b", "..", "a/../b", ".hidden", "a/.b", "a b", "a\\b", "ä", "a\0",
-            "a\n", "\u{202e}a", &long, &deep,
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "..",
+            "a/../b",
+            ".hidden",
+            "a/.b",
+            "a b",
+            "a\\b",
+            "ä",
+            "a\0",
+            "a\n",
+            "\u{202e}a",
+            &long,
+            &deep,
         ] {
             assert!(bad.parse::<CheckpointName>().is_err(), "{bad:?}");
         }
@@ -252,10 +272,24 @@ mod tests {
 
     #[test]
     fn blob_names_cannot_leave_their_folder() {
-        for bad in ["../x", "/x", "a/../x", "a\\x", "a//x", ".", "a\u{202e}b", "a\nb"] {
+        for bad in [
+            "../x",
+            "/x",
+            "a/../x",
+            "a\\x",
+            "a//x",
+            ".",
+            "a\u{202e}b",
+            "a\nb",
+        ] {
             assert!(check_blob_name(bad).is_err(), "{bad:?}");
         }
-        for good in ["config.json", "1_Pooling/config.json", ".gitattributes", "mein text.txt"] {
+        for good in [
+            "config.json",
+            "1_Pooling/config.json",
+            ".gitattributes",
+            "mein text.txt",
+        ] {
             assert!(check_blob_name(good).is_ok(), "{good:?}");
         }
     }
@@ -265,12 +299,26 @@ mod tests {
         let mut files = FileNames::default();
         assert_eq!(files.tensor("layer.0.weight"), "layer.0.weight.npy");
         let slash = files.tensor("net/d1/kernel");
-        assert!(slash.starts_with("net_d1_kernel~") && slash.ends_with(".npy"), "{slash}");
+        assert!(
+            slash.starts_with("net_d1_kernel~") && slash.ends_with(".npy"),
+            "{slash}"
+        );
         let folded = files.tensor("Layer.0.Weight");
         assert!(folded.starts_with("Layer.0.Weight~"), "{folded}");
-        for odd in ["..", "CON", "con.x", ".hidden", "näme", "a b", &"x".repeat(300)] {
+        for odd in [
+            "..",
+            "CON",
+            "con.x",
+            ".hidden",
+            "näme",
+            "a b",
+            &"x".repeat(300),
+        ] {
             let file = files.tensor(odd);
-            assert!(file.len() <= 255 && file.contains('~') && !file.starts_with('.'), "{file}");
+            assert!(
+                file.len() <= 255 && file.contains('~') && !file.starts_with('.'),
+                "{file}"
+            );
             assert!(file.bytes().all(|b| is_plain(b) || b == b'~'), "{file}");
         }
         assert_eq!(files.indexed(3), "weight_3.npy");
@@ -280,9 +328,19 @@ mod tests {
     fn blob_files_keep_folders_and_extensions() {
         let mut files = FileNames::default();
         assert_eq!(files.blob("config.json"), "files/config.json");
-        assert_eq!(files.blob("1_Pooling/config.json"), "files/1_Pooling/config.json");
+        assert_eq!(
+            files.blob("1_Pooling/config.json"),
+            "files/1_Pooling/config.json"
+        );
         let spaced = files.blob("my notes.txt");
-        assert!(spaced.starts_with("files/my_notes~") && spaced.ends_with(".txt"), "{spaced}");
-        assert!(files.blob(".gitattributes").starts_with("files/_gitattributes~"));
+        assert!(
+            spaced.starts_with("files/my_notes~") && spaced.ends_with(".txt"),
+            "{spaced}"
+        );
+        assert!(
+            files
+                .blob(".gitattributes")
+                .starts_with("files/_gitattributes~")
+        );
     }
 }

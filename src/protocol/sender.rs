@@ -253,10 +253,16 @@ impl Sender {
         let cell = grid
             .cell_at(entry.header.byte_len, reject.offset)
             .ok_or_else(|| bad("a refused cell does not exist"))?;
-        let id = CellId { entry: reject.entry, cell };
+        let id = CellId {
+            entry: reject.entry,
+            cell,
+        };
         let on_way = self.lanes.values_mut().flat_map(|l| l.on_way.iter_mut());
-        let item = on_way.into_iter().find(|item| item.cell == id && !item.rejected);
-        item.ok_or_else(|| bad("a cell is refused that was not sent"))?.rejected = true;
+        let item = on_way
+            .into_iter()
+            .find(|item| item.cell == id && !item.rejected);
+        item.ok_or_else(|| bad("a cell is refused that was not sent"))?
+            .rejected = true;
         let entry = self.entry_mut(reject.entry)?;
         entry.unsettled.remove(cell..cell + 1);
         entry.rechecking.insert(cell..cell + 1);
@@ -277,7 +283,10 @@ impl Sender {
                 state.acked_count
             )));
         }
-        let settled: Vec<OnLane> = state.on_way.drain(..(count - state.acked_count) as usize).collect();
+        let settled: Vec<OnLane> = state
+            .on_way
+            .drain(..(count - state.acked_count) as usize)
+            .collect();
         state.acked_count = count;
         for item in settled {
             let len = self.span(item.cell).map_or(0, |(_, len)| u64::from(len));
@@ -297,7 +306,10 @@ impl Sender {
     fn handle_durable(&mut self, durable: &Durable) -> Result<(), ProtocolError> {
         let entry = self.entry_mut(durable.entry)?;
         if !RangeSet::of(0..entry.cell_count).is_superset(&durable.ranges) {
-            return Err(ProtocolError::new(Reason::BadFrame, "a durable cell does not exist"));
+            return Err(ProtocolError::new(
+                Reason::BadFrame,
+                "a durable cell does not exist",
+            ));
         }
         let mut fresh = durable.ranges.clone();
         fresh.subtract(&entry.durable);
@@ -309,7 +321,10 @@ impl Sender {
     fn handle_keep(&mut self, keep: &Keep) -> Result<(), ProtocolError> {
         let entry = self.entry_mut(keep.entry)?;
         if !entry.comparing.is_superset(&keep.ranges) {
-            return Err(ProtocolError::new(Reason::BadFrame, "a cell is kept that was not compared"));
+            return Err(ProtocolError::new(
+                Reason::BadFrame,
+                "a cell is kept that was not compared",
+            ));
         }
         entry.comparing.subtract(&keep.ranges);
         self.comparing_count -= keep.ranges.count();
@@ -323,7 +338,10 @@ impl Sender {
     /// A cell was handed to a lane, after all that were handed to it before.
     pub fn sent(&mut self, lane: u32, cell: CellId) {
         let lane = self.lanes.entry(lane).or_default();
-        lane.on_way.push_back(OnLane { cell, rejected: false });
+        lane.on_way.push_back(OnLane {
+            cell,
+            rejected: false,
+        });
     }
 
     /// A refused cell was read again. `same` = with the checksum that was sent:
@@ -336,7 +354,10 @@ impl Sender {
         if !same {
             return Err(ProtocolError::new(
                 Reason::SourceChanged,
-                format!("the bytes of {:?} changed while they were sent", entry.header.name),
+                format!(
+                    "the bytes of {:?} changed while they were sent",
+                    entry.header.name
+                ),
             ));
         }
         entry.rechecking.remove(cell.cell..cell.cell + 1);
@@ -376,18 +397,25 @@ impl Sender {
                 entry.held.remove(cells.clone());
                 entry.comparing.insert(cells.clone());
                 self.comparing_count += cells.end - cells.start;
-                return Some(SendAction::Compare { entry: number, cells });
+                return Some(SendAction::Compare {
+                    entry: number,
+                    cells,
+                });
             }
             if let Some(cell) = entry.pending.first() {
                 let (_, len) = grid.cell_span(entry.header.byte_len, cell)?;
                 let len = u64::from(len);
-                if self.in_flight_bytes > 0 && self.in_flight_bytes + len > self.config.window_bytes {
+                if self.in_flight_bytes > 0 && self.in_flight_bytes + len > self.config.window_bytes
+                {
                     return None;
                 }
                 entry.pending.pop_first();
                 entry.unsettled.insert(cell..cell + 1);
                 self.in_flight_bytes += len;
-                return Some(SendAction::Send(CellId { entry: number, cell }));
+                return Some(SendAction::Send(CellId {
+                    entry: number,
+                    cell,
+                }));
             }
             if !entry.held.is_empty() {
                 // Too many cells are under comparison already.
@@ -418,12 +446,17 @@ impl Sender {
             .get_mut(number as usize)
             .filter(|_| known)
             .ok_or_else(|| {
-                ProtocolError::new(Reason::BadFrame, format!("entry {number} was not announced"))
+                ProtocolError::new(
+                    Reason::BadFrame,
+                    format!("entry {number} was not announced"),
+                )
             })
     }
 
     fn bytes_of(&self, number: u32, cells: &RangeSet) -> u64 {
-        let Some(entry) = self.entries.get(number as usize) else { return 0 };
+        let Some(entry) = self.entries.get(number as usize) else {
+            return 0;
+        };
         let len = entry.header.byte_len;
         let bytes = |r: Range<u64>| self.config.grid.span_bytes(len, r.start, r.end - r.start);
         cells.iter().map(bytes).sum()
@@ -434,7 +467,10 @@ impl Sender {
     pub(super) fn check_invariants(&self) {
         for entry in &self.entries {
             for cell in entry.pending.members() {
-                assert!(!entry.durable.contains(cell), "a durable cell is to be sent again");
+                assert!(
+                    !entry.durable.contains(cell),
+                    "a durable cell is to be sent again"
+                );
             }
         }
     }

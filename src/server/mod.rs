@@ -5,7 +5,10 @@ mod unary;
 
 use crate::{
     error::Error,
-    options::{BUDGET_BYTES_DEFAULT, HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT},
+    options::{
+        BUDGET_BYTES_DEFAULT, HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL,
+        KEEPALIVE_TIMEOUT,
+    },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
     session::{Budget, ReceiveContext, ReceiveOptions, Registry},
     store::Catalog,
@@ -121,7 +124,9 @@ impl Server {
     }
 }
 
-fn finished(result: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> Result<(), Error> {
+fn finished(
+    result: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<(), Error> {
     result
         .map_err(|e| Error::Bug(e.to_string()))?
         .map_err(|e| Error::Transport {
@@ -174,7 +179,9 @@ impl ServerBuilder {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
-        let address = listener.local_addr().map_err(|e| Error::Bug(e.to_string()))?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| Error::Bug(e.to_string()))?;
         let (drain, draining) = watch::channel(false);
         let context = ReceiveContext {
             catalog,
@@ -187,7 +194,13 @@ impl ServerBuilder {
             budget: Budget::new(self.budget_bytes),
             draining,
         };
-        Ok(Server { listener, address, context, drain, alias: self.alias })
+        Ok(Server {
+            listener,
+            address,
+            context,
+            drain,
+            alias: self.alias,
+        })
     }
 }
 

@@ -27,7 +27,10 @@ pub(super) struct FerryService {
 }
 
 impl FerryService {
-    pub(super) fn new(context: ReceiveContext, alias: Option<(CheckpointName, CheckpointName)>) -> Self {
+    pub(super) fn new(
+        context: ReceiveContext,
+        alias: Option<(CheckpointName, CheckpointName)>,
+    ) -> Self {
         FerryService {
             unary: FerryServer::new(Unary::new(context.clone())),
             context,
@@ -54,7 +57,11 @@ impl Service<Request<Body>> for FerryService {
             return Box::pin(self.unary.call(request));
         }
         let response = match check_encoding(request.headers()) {
-            Ok(()) => serve_push(self.context.clone(), self.alias.clone(), request.into_body()),
+            Ok(()) => serve_push(
+                self.context.clone(),
+                self.alias.clone(),
+                request.into_body(),
+            ),
             Err(response) => *response,
         };
         Box::pin(std::future::ready(Ok(response)))
@@ -68,7 +75,9 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
             let message = "compressed messages are not accepted: send grpc-encoding identity";
             let mut response = to_status(Reason::Unsupported, message).into_http::<Body>();
             let identity = HeaderValue::from_static("identity");
-            response.headers_mut().insert("grpc-accept-encoding", identity);
+            response
+                .headers_mut()
+                .insert("grpc-accept-encoding", identity);
             Err(Box::new(response))
         }
         _ => Ok(()),
@@ -84,7 +93,9 @@ fn serve_push(
     tokio::spawn(async move {
         // The session runs in a task of its own: a panic in it ends this call only.
         let session = tokio::spawn(receive(context, alias, body, out.clone()));
-        let result = session.await.unwrap_or_else(|e| Err(SessionError::Bug(e.to_string())));
+        let result = session
+            .await
+            .unwrap_or_else(|e| Err(SessionError::Bug(e.to_string())));
         end_call(&out, result).await;
     });
     let mut response = Response::new(Body::new(response_body));

@@ -56,8 +56,15 @@ impl Unary {
 
 fn status_of(error: &Error) -> Status {
     match error {
-        Error::Store { reason, message, source } => {
-            let cause = source.as_ref().map(|s| format!(": {s}")).unwrap_or_default();
+        Error::Store {
+            reason,
+            message,
+            source,
+        } => {
+            let cause = source
+                .as_ref()
+                .map(|s| format!(": {s}"))
+                .unwrap_or_default();
             to_status(*reason, &format!("{message}{cause}"))
         }
         Error::Refused { reason, message } => to_status(*reason, message),
@@ -78,15 +85,27 @@ impl Ferry for Unary {
     type PushStream = FrameStream<pb::ReceiverFrame>;
     type PullStream = FrameStream<pb::SenderFrame>;
 
-    async fn push(&self, _: Request<Streaming<pb::SenderFrame>>) -> Result<Response<Self::PushStream>, Status> {
+    async fn push(
+        &self,
+        _: Request<Streaming<pb::SenderFrame>>,
+    ) -> Result<Response<Self::PushStream>, Status> {
         Err(to_status(Reason::Bug, "push is served on the raw body"))
     }
 
-    async fn pull(&self, _: Request<Streaming<pb::ReceiverFrame>>) -> Result<Response<Self::PullStream>, Status> {
-        Err(to_status(Reason::Unsupported, "pull is not offered by this server"))
+    async fn pull(
+        &self,
+        _: Request<Streaming<pb::ReceiverFrame>>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        Err(to_status(
+            Reason::Unsupported,
+            "pull is not offered by this server",
+        ))
     }
 
-    async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Result<Response<pb::ListResponse>, Status> {
         let request = request.into_inner();
         let (published, transfers) = self
             .ask(|catalog| Ok((catalog.list_published()?, catalog.list_transfers()?)))
@@ -106,7 +125,8 @@ impl Ferry for Unary {
         rows.extend(transfers.iter().map(|t| self.transfer_row(t)));
         // A name can be there twice: published, and being replaced. The token
         // carries both parts of the order.
-        let order = |row: &pb::CheckpointSummary| format!("{}\n{}", row.name, u8::from(!row.published));
+        let order =
+            |row: &pb::CheckpointSummary| format!("{}\n{}", row.name, u8::from(!row.published));
         rows.retain(|row| row.name.starts_with(&request.prefix) && order(row) > request.page_token);
         rows.sort_by_key(order);
         let page_size = match request.page_size as usize {
@@ -118,18 +138,31 @@ impl Ferry for Unary {
             rows.truncate(page_size);
             next_page_token = rows.last().map(order).unwrap_or_default();
         }
-        Ok(Response::new(pb::ListResponse { checkpoints: rows, next_page_token }))
+        Ok(Response::new(pb::ListResponse {
+            checkpoints: rows,
+            next_page_token,
+        }))
     }
 
-    async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeResponse>, Status> {
         let name = parse_name(&request.into_inner().checkpoint)?;
         let wanted = name.clone();
-        let manifest = self.ask(move |catalog| Ok(catalog.manifest(&wanted)?)).await?;
+        let manifest = self
+            .ask(move |catalog| Ok(catalog.manifest(&wanted)?))
+            .await?;
         let (_, bytes) = manifest.ok_or_else(|| not_found(&name))?;
-        Ok(Response::new(pb::DescribeResponse { manifest_json: bytes.into() }))
+        Ok(Response::new(pb::DescribeResponse {
+            manifest_json: bytes.into(),
+        }))
     }
 
-    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
         let name = parse_name(&request.into_inner().checkpoint)?;
         let wanted = name.clone();
         let (manifest, transfer) = self
@@ -144,10 +177,16 @@ impl Ferry for Unary {
         }))
     }
 
-    async fn discard(&self, request: Request<pb::DiscardRequest>) -> Result<Response<pb::DiscardResponse>, Status> {
+    async fn discard(
+        &self,
+        request: Request<pb::DiscardRequest>,
+    ) -> Result<Response<pb::DiscardResponse>, Status> {
         let name = parse_name(&request.into_inner().checkpoint)?;
         if self.context.registry.is_live(&name) {
-            return Err(to_status(Reason::Locked, &format!("{name} is being written now; stop that transfer first")));
+            return Err(to_status(
+                Reason::Locked,
+                &format!("{name} is being written now; stop that transfer first"),
+            ));
         }
         let discarded = self.ask(move |catalog| Ok(catalog.discard(&name)?)).await?;
         Ok(Response::new(pb::DiscardResponse {
@@ -158,5 +197,8 @@ impl Ferry for Unary {
 }
 
 fn not_found(name: &CheckpointName) -> Status {
-    to_status(Reason::NotFound, &format!("there is no checkpoint or transfer {name}"))
+    to_status(
+        Reason::NotFound,
+        &format!("there is no checkpoint or transfer {name}"),
+    )
 }

@@ -32,9 +32,13 @@ impl Budget {
     /// Waits for `bytes`. More than the whole budget counts as the whole, so that
     /// one chunk can always move.
     pub(crate) async fn reserve(&self, bytes: u64) -> Reserved {
-        let permit = Arc::clone(&self.permits).acquire_many_owned(self.units(bytes)).await;
+        let permit = Arc::clone(&self.permits)
+            .acquire_many_owned(self.units(bytes))
+            .await;
         // The semaphore is never closed.
-        Reserved { _permit: permit.ok() }
+        Reserved {
+            _permit: permit.ok(),
+        }
     }
 
     fn units(&self, bytes: u64) -> u32 {
@@ -75,7 +79,11 @@ impl BufferPool {
     /// a small tensor must not pin a whole chunk.
     pub(crate) fn take(&self, len: usize, reserved: Reserved) -> PooledBuffer {
         let bytes = if len * 2 > self.buffer_len {
-            let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let reused = self
+                .free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             reused.unwrap_or_else(|| vec![0; self.buffer_len])
         } else {
             vec![0; len]
@@ -105,7 +113,11 @@ impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes.len() == self.pool.buffer_len {
-            let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free = self
+                .pool
+                .free
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if free.len() < self.pool.max_free {
                 free.push(bytes);
             }
@@ -122,7 +134,10 @@ mod tests {
         let budget = Budget::new(4096);
         let pool = BufferPool::new(4096, 8192);
         let buffer = pool.take(4000, budget.reserve(4096).await);
-        assert_eq!((buffer.as_ref().len(), budget.permits.available_permits()), (4000, 0));
+        assert_eq!(
+            (buffer.as_ref().len(), budget.permits.available_permits()),
+            (4000, 0)
+        );
         drop(buffer);
         assert_eq!(budget.permits.available_permits(), 4);
         assert_eq!(pool.free.lock().unwrap().len(), 1);

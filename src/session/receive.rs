@@ -46,7 +46,10 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that takes no answer for this long is gone.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Codecs that a chunk may come in.
-const CODECS: u32 = codec::Codec::None.bit() | codec::Codec::Zero.bit() | codec::Codec::Lz4.bit() | codec::Codec::Fill.bit();
+const CODECS: u32 = codec::Codec::None.bit()
+    | codec::Codec::Zero.bit()
+    | codec::Codec::Lz4.bit()
+    | codec::Codec::Fill.bit();
 
 /// Limits of a server's sessions.
 #[derive(Clone, Copy, Debug)]
@@ -105,11 +108,18 @@ impl Session {
     }
 
     fn take_failure(&self) -> Option<SessionError> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Runs a job whose panic ends this session and nothing else.
-    fn job(self: &Arc<Self>, on_pool: fn(Box<dyn FnOnce() + Send>), work: impl FnOnce(&Arc<Session>) + Send + 'static) {
+    fn job(
+        self: &Arc<Self>,
+        on_pool: fn(Box<dyn FnOnce() + Send>),
+        work: impl FnOnce(&Arc<Session>) + Send + 'static,
+    ) {
         let session = Arc::clone(self);
         session.job_count.fetch_add(1, Ordering::AcqRel);
         on_pool(Box::new(move || {
@@ -143,16 +153,26 @@ pub(crate) async fn receive(
     check_supported(&open)?;
     if let Some((wire, local)) = alias {
         if open.checkpoint != wire {
-            return Err(ProtocolError::new(Reason::NotFound, "this server takes one checkpoint only").into());
+            return Err(ProtocolError::new(
+                Reason::NotFound,
+                "this server takes one checkpoint only",
+            )
+            .into());
         }
         open.checkpoint = local;
     }
-    let seat = context.registry.take(&open.checkpoint, open.transfer_id).await?;
+    let seat = context
+        .registry
+        .take(&open.checkpoint, open.transfer_id)
+        .await?;
     let options = staging_options(&open, &context.options)?;
     let catalog = context.catalog.clone();
     let opened = blocking(move || Ok(Staging::open(&catalog, open, options)?)).await?;
     let (staging, recovered) = match opened {
-        Opened::Unchanged { manifest, manifest_blake3 } => {
+        Opened::Unchanged {
+            manifest,
+            manifest_blake3,
+        } => {
             let done = Done {
                 unchanged: true,
                 entry_count: (manifest.tensors.len() + manifest.files.len()) as u64,
@@ -312,7 +332,9 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
     loop {
         let action = session.core().poll(Instant::now());
         match action {
-            Some(ReceiveAction::Commit(group)) => finish_commit(Some(spawn_commit(session, group))).await,
+            Some(ReceiveAction::Commit(group)) => {
+                finish_commit(Some(spawn_commit(session, group))).await
+            }
             Some(ReceiveAction::Send { frame, .. }) => {
                 let bytes = encode_message(&encode_receiver_frame(&frame));
                 let _ = timeout(Duration::from_secs(1), out.send([bytes])).await;
@@ -323,15 +345,26 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
             }
         }
         // That the connection broke in yet another way is no reason to stop.
-        if session.take_failure().is_some_and(|e| !e.leaves_disk_trusted()) {
+        if session
+            .take_failure()
+            .is_some_and(|e| !e.leaves_disk_trusted())
+        {
             break;
         }
     }
 }
 
-async fn publish(session: &Arc<Session>, plan: Box<PublishPlan>, out: &LaneSender) -> Result<(), SessionError> {
+async fn publish(
+    session: &Arc<Session>,
+    plan: Box<PublishPlan>,
+    out: &LaneSender,
+) -> Result<(), SessionError> {
     let entry_count = plan.entries.len() as u64;
-    let total_bytes = plan.entries.iter().map(|(slot, ..)| slot.header.byte_len).sum();
+    let total_bytes = plan
+        .entries
+        .iter()
+        .map(|(slot, ..)| slot.header.byte_len)
+        .sum();
     let staging = Arc::clone(&session.staging);
     let manifest_blake3 = blocking(move || Ok(staging.publish(&plan)?)).await?;
     let done = Done {
@@ -351,7 +384,11 @@ async fn publish(session: &Arc<Session>, plan: Box<PublishPlan>, out: &LaneSende
 }
 
 /// Reads one lane to its end.
-async fn run_lane(session: Arc<Session>, mut body: Body, mut parser: FrameParser) -> Result<(), SessionError> {
+async fn run_lane(
+    session: Arc<Session>,
+    mut body: Body,
+    mut parser: FrameParser,
+) -> Result<(), SessionError> {
     let mut pending: Vec<Pending> = Vec::new();
     loop {
         while let Some(event) = parser.next_event()? {
@@ -366,7 +403,11 @@ async fn run_lane(session: Arc<Session>, mut body: Body, mut parser: FrameParser
         match next_data(&mut body).await? {
             Some(data) => parser.feed(data),
             None if parser.is_at_boundary() => return Ok(()),
-            None => return Err(SessionError::Disconnected("the stream ended inside a message".to_owned())),
+            None => {
+                return Err(SessionError::Disconnected(
+                    "the stream ended inside a message".to_owned(),
+                ));
+            }
         }
     }
 }
@@ -380,7 +421,11 @@ struct Pending {
     reserved: Option<Reserved>,
 }
 
-async fn take_frame(session: &Arc<Session>, frame: SenderFrame, payload_len: usize) -> Result<Vec<Pending>, SessionError> {
+async fn take_frame(
+    session: &Arc<Session>,
+    frame: SenderFrame,
+    payload_len: usize,
+) -> Result<Vec<Pending>, SessionError> {
     let bad_frame = |why: &str| SessionError::from(ProtocolError::new(Reason::BadFrame, why));
     if payload_len > 0 && !matches!(&frame, SenderFrame::Batch(batch) if !batch.chunks.is_empty()) {
         return Err(bad_frame("a payload came without chunks"));
@@ -397,11 +442,17 @@ async fn take_frame(session: &Arc<Session>, frame: SenderFrame, payload_len: usi
     Ok(Vec::new())
 }
 
-async fn take_batch(session: &Arc<Session>, batch: Batch, payload_len: usize) -> Result<Vec<Pending>, SessionError> {
+async fn take_batch(
+    session: &Arc<Session>,
+    batch: Batch,
+    payload_len: usize,
+) -> Result<Vec<Pending>, SessionError> {
     session.core().announce(&batch)?;
     let encoded_bytes: u64 = batch.chunks.iter().map(|c| u64::from(c.encoded_len)).sum();
     if encoded_bytes != payload_len as u64 {
-        let why = format!("the chunks of a frame have {encoded_bytes} bytes, its payload has {payload_len}");
+        let why = format!(
+            "the chunks of a frame have {encoded_bytes} bytes, its payload has {payload_len}"
+        );
         return Err(ProtocolError::new(Reason::BadFrame, why).into());
     }
     let mut pending = Vec::with_capacity(batch.chunks.len());
@@ -410,7 +461,12 @@ async fn take_batch(session: &Arc<Session>, batch: Batch, payload_len: usize) ->
         let (ticket, reserved) = match arrival {
             Arrival::Take(ticket) => {
                 // Both the encoded and the decoded bytes are in memory for a while.
-                let bytes = u64::from(head.raw_len) + if head.codec == 0 { 0 } else { u64::from(head.encoded_len) };
+                let bytes = u64::from(head.raw_len)
+                    + if head.codec == 0 {
+                        0
+                    } else {
+                        u64::from(head.encoded_len)
+                    };
                 (Some(ticket), Some(session.budget.reserve(bytes).await))
             }
             Arrival::Duplicate => (None, None),
@@ -435,15 +491,29 @@ fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut rope: Rope) {
         let encoded = rope.split_to(chunk.encoded_len);
         let Some(ticket) = chunk.ticket else { continue };
         let (codec, reserved) = (chunk.codec, chunk.reserved);
-        session.job(|job| on_cpu(job), move |session| verify(session, ticket, codec, encoded, reserved));
+        session.job(
+            |job| on_cpu(job),
+            move |session| verify(session, ticket, codec, encoded, reserved),
+        );
     }
 }
 
 /// On a CPU worker: raw bytes and their checksum; then on to the disk.
-fn verify(session: &Arc<Session>, ticket: Ticket, codec: u32, encoded: Rope, reserved: Option<Reserved>) {
+fn verify(
+    session: &Arc<Session>,
+    ticket: Ticket,
+    codec: u32,
+    encoded: Rope,
+    reserved: Option<Reserved>,
+) {
     let raw = match decode(codec, encoded, ticket.raw_len as usize) {
         Ok(raw) => raw,
-        Err(error) => return session.fail(ProtocolError::new(Reason::BadCompression, error.to_string())),
+        Err(error) => {
+            return session.fail(ProtocolError::new(
+                Reason::BadCompression,
+                error.to_string(),
+            ));
+        }
     };
     let found = checksum::crc32c_of_parts(raw.parts().map(|p| &p[..]));
     if found != ticket.crc32c && !cfg!(feature = "__mutant_no_crc") {
@@ -452,8 +522,13 @@ fn verify(session: &Arc<Session>, ticket: Ticket, codec: u32, encoded: Rope, res
         }
         return;
     }
-    let Some(placement) = session.core().grant(ticket) else { return };
-    session.job(|job| on_io(job), move |session| place(session, placement, raw, reserved));
+    let Some(placement) = session.core().grant(ticket) else {
+        return;
+    };
+    session.job(
+        |job| on_io(job),
+        move |session| place(session, placement, raw, reserved),
+    );
 }
 
 /// On an I/O thread: the only write of this cell.
@@ -488,7 +563,11 @@ fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
         |work| on_io(work),
         move |session| {
             let mut bytes = vec![0; job.raw_len as usize];
-            match session.staging.files().read(&job.slot, job.offset, &mut bytes) {
+            match session
+                .staging
+                .files()
+                .read(&job.slot, job.offset, &mut bytes)
+            {
                 Ok(()) => session.job(
                     |work| on_cpu(work),
                     move |session| {
@@ -515,7 +594,9 @@ fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<()> {
         match session.staging.commit(&group) {
             Ok(()) => {
                 let complete = session.core().committed(group.id);
-                complete.into_iter().for_each(|number| session.staging.files().close(number));
+                complete
+                    .into_iter()
+                    .for_each(|number| session.staging.files().close(number));
                 session.wake.notify_one();
             }
             Err(error) => session.fail(error),
@@ -532,20 +613,32 @@ async fn finish_commit(commit: Option<JoinHandle<()>>) {
 async fn read_open(body: &mut Body, parser: &mut FrameParser) -> Result<Open, SessionError> {
     loop {
         if let Some(event) = parser.next_event()? {
-            let Event::Head { frame, payload_len: 0 } = event else {
+            let Event::Head {
+                frame,
+                payload_len: 0,
+            } = event
+            else {
                 return Err(ProtocolError::new(Reason::BadFrame, "open has a payload").into());
             };
             return match decode_sender_frame(frame)? {
                 SenderFrame::Open(open) => Ok(*open),
-                SenderFrame::Join(_) => {
-                    Err(ProtocolError::new(Reason::Unsupported, "further lanes are not offered").into())
+                SenderFrame::Join(_) => Err(ProtocolError::new(
+                    Reason::Unsupported,
+                    "further lanes are not offered",
+                )
+                .into()),
+                _ => {
+                    Err(ProtocolError::new(Reason::BadFrame, "the first frame is not open").into())
                 }
-                _ => Err(ProtocolError::new(Reason::BadFrame, "the first frame is not open").into()),
             };
         }
         match next_data(body).await? {
             Some(data) => parser.feed(data),
-            None => return Err(ProtocolError::new(Reason::BadFrame, "the stream ended before open").into()),
+            None => {
+                return Err(
+                    ProtocolError::new(Reason::BadFrame, "the stream ended before open").into(),
+                );
+            }
         }
     }
 }
@@ -557,7 +650,9 @@ async fn next_data(body: &mut Body) -> Result<Option<Bytes>, SessionError> {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
         match frame {
             None => return Ok(None),
-            Some(Err(status)) => return Err(SessionError::Disconnected(status.message().to_owned())),
+            Some(Err(status)) => {
+                return Err(SessionError::Disconnected(status.message().to_owned()));
+            }
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
@@ -569,10 +664,14 @@ async fn next_data(body: &mut Body) -> Result<Option<Bytes>, SessionError> {
 
 fn check_supported(open: &Open) -> Result<(), SessionError> {
     if open.out_format != crate::protocol::OutFormat::Npy {
-        return Err(ProtocolError::new(Reason::Unsupported, "only the npy container is written").into());
+        return Err(
+            ProtocolError::new(Reason::Unsupported, "only the npy container is written").into(),
+        );
     }
     if open.codecs & codec::Codec::None.bit() == 0 {
-        return Err(ProtocolError::new(Reason::BadCompression, "codec 0 must be among the codecs").into());
+        return Err(
+            ProtocolError::new(Reason::BadCompression, "codec 0 must be among the codecs").into(),
+        );
     }
     Ok(())
 }

@@ -38,7 +38,11 @@ pub(crate) struct Seat {
 impl Registry {
     /// Takes the place of `name`. A live session of the same transfer is told to
     /// end and waited for, with all its writes; one of another transfer keeps it.
-    pub(crate) async fn take(&self, name: &CheckpointName, transfer_id: Digest16) -> Result<Seat, StoreError> {
+    pub(crate) async fn take(
+        &self,
+        name: &CheckpointName,
+        transfer_id: Digest16,
+    ) -> Result<Seat, StoreError> {
         loop {
             let mut over = {
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +50,14 @@ impl Registry {
                     None => {
                         let (supersede, superseded) = watch::channel(false);
                         let (over_sender, over) = watch::channel(());
-                        live.insert(name.clone(), Live { transfer_id, supersede, over });
+                        live.insert(
+                            name.clone(),
+                            Live {
+                                transfer_id,
+                                supersede,
+                                over,
+                            },
+                        );
                         return Ok(Seat {
                             registry: self.clone(),
                             name: name.clone(),
@@ -74,18 +85,28 @@ impl Registry {
 
     /// Whether no session is live.
     pub(crate) fn is_idle(&self) -> bool {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 
     /// Whether a session of this name is live.
     pub(crate) fn is_live(&self, name: &CheckpointName) -> bool {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(name)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut live = self.registry.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut live = self
+            .registry
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         live.remove(&self.name);
     }
 }
@@ -99,7 +120,10 @@ mod tests {
         let registry = Registry::default();
         let name: CheckpointName = "a".parse().unwrap();
         let mut first = registry.take(&name, [1; 16]).await.unwrap();
-        assert!(matches!(registry.take(&name, [2; 16]).await, Err(StoreError::Locked { .. })));
+        assert!(matches!(
+            registry.take(&name, [2; 16]).await,
+            Err(StoreError::Locked { .. })
+        ));
         let second = tokio::spawn({
             let (registry, name) = (registry.clone(), name.clone());
             async move { registry.take(&name, [1; 16]).await.unwrap() }

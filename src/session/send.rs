@@ -109,7 +109,10 @@ impl Session {
     }
 
     fn take_failure(&self) -> Option<SendError> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     fn done(&self) -> Option<Done> {
@@ -117,7 +120,11 @@ impl Session {
     }
 
     /// Runs a job whose panic ends this session and nothing else.
-    fn job(self: &Arc<Self>, on_pool: fn(Box<dyn FnOnce() + Send>), work: impl FnOnce(&Arc<Session>) + Send + 'static) {
+    fn job(
+        self: &Arc<Self>,
+        on_pool: fn(Box<dyn FnOnce() + Send>),
+        work: impl FnOnce(&Arc<Session>) + Send + 'static,
+    ) {
         let session = Arc::clone(self);
         on_pool(Box::new(move || {
             if catch_unwind(AssertUnwindSafe(|| work(&session))).is_err() {
@@ -128,8 +135,16 @@ impl Session {
 }
 
 /// Runs one session to its end.
-pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> Result<SendOutcome, SendError> {
-    let SendLane { out, mut frames, _channel } = lane;
+pub(crate) async fn send(
+    context: SendContext,
+    open: &Open,
+    lane: SendLane,
+) -> Result<SendOutcome, SendError> {
+    let SendLane {
+        out,
+        mut frames,
+        _channel,
+    } = lane;
     send_frame(&out, &SenderFrame::Open(Box::new(open.clone()))).await?;
     let mut cancel = context.cancel.clone();
     let first = tokio::select! {
@@ -142,17 +157,29 @@ pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> R
         ReceiverControl::Accept(accept) => accept,
         ReceiverControl::Done(done) => {
             settle_as_done(&context, &done);
-            return Ok(SendOutcome { done, chunk_len: None });
+            return Ok(SendOutcome {
+                done,
+                chunk_len: None,
+            });
         }
         ReceiverControl::Abort(abort) => return Err(refusal(abort)),
     };
     let grid = Grid::new(accept.chunk_len).map_err(ProtocolError::from)?;
     if accept.codecs & Codec::None.bit() == 0 {
-        return Err(ProtocolError::new(Reason::BadCompression, "the receiver does not take raw chunks").into());
+        return Err(ProtocolError::new(
+            Reason::BadCompression,
+            "the receiver does not take raw chunks",
+        )
+        .into());
     }
     let (session, prepared) = start(context, open, &accept, grid);
     let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
-    let writer = tokio::spawn(write_chunks(Arc::clone(&session), out.clone(), prepared, accept.chunk_len));
+    let writer = tokio::spawn(write_chunks(
+        Arc::clone(&session),
+        out.clone(),
+        prepared,
+        accept.chunk_len,
+    ));
     let result = drive(&session, &out, accept.chunk_len).await;
     if let Err(SendError::Interrupted) = &result {
         // The receiver commits and tells how far it got; the reader takes that in.
@@ -160,11 +187,22 @@ pub(crate) async fn send(context: SendContext, open: &Open, lane: SendLane) -> R
     }
     writer.abort();
     reader.abort();
-    result.map(|done| SendOutcome { done, chunk_len: Some(accept.chunk_len) })
+    result.map(|done| SendOutcome {
+        done,
+        chunk_len: Some(accept.chunk_len),
+    })
 }
 
-fn start(context: SendContext, open: &Open, accept: &Accept, grid: Grid) -> (Arc<Session>, mpsc::UnboundedReceiver<Prepared>) {
-    let window_bytes = accept.window_bytes.min(context.budget_bytes / 2).max(u64::from(accept.chunk_len));
+fn start(
+    context: SendContext,
+    open: &Open,
+    accept: &Accept,
+    grid: Grid,
+) -> (Arc<Session>, mpsc::UnboundedReceiver<Prepared>) {
+    let window_bytes = accept
+        .window_bytes
+        .min(context.budget_bytes / 2)
+        .max(u64::from(accept.chunk_len));
     let mut core = Sender::new(SenderConfig { grid, window_bytes }, open.fingerprint);
     for entry in context.source.entries() {
         core.add(entry.header.clone());
@@ -203,7 +241,11 @@ fn settle_as_done(context: &SendContext, done: &Done) {
 }
 
 /// Asks the role what to do until the checkpoint is published.
-async fn drive(session: &Arc<Session>, out: &LaneSender, chunk_len: u32) -> Result<Done, SendError> {
+async fn drive(
+    session: &Arc<Session>,
+    out: &LaneSender,
+    chunk_len: u32,
+) -> Result<Done, SendError> {
     let mut cancel = session.context.cancel.clone();
     send_sources(session, out).await?;
     loop {
@@ -263,12 +305,18 @@ async fn send_sources(session: &Session, out: &LaneSender) -> Result<(), SendErr
     Ok(())
 }
 
-async fn announce(session: &Session, out: &LaneSender, entries: Range<u32>) -> Result<(), SendError> {
+async fn announce(
+    session: &Session,
+    out: &LaneSender,
+    entries: Range<u32>,
+) -> Result<(), SendError> {
     let all = session.context.source.entries();
     let mut batch = Vec::new();
     let (mut first, mut bytes) = (entries.start, 0);
     for index in entries {
-        let Some(entry) = all.get(index as usize) else { break };
+        let Some(entry) = all.get(index as usize) else {
+            break;
+        };
         let announcement = announcement_of(entry);
         let frame = encode_sources_and_entries(0, &[], index, std::slice::from_ref(&announcement));
         let len = frame.encoded_len();
@@ -304,10 +352,18 @@ fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) {
         |job| on_io(job),
         move |session| {
             let mut buffer = session.pool.take(len as usize, reserved);
-            if let Err(error) = session.context.source.read_at(cell.entry as usize, offset, buffer.as_mut()) {
+            if let Err(error) =
+                session
+                    .context
+                    .source
+                    .read_at(cell.entry as usize, offset, buffer.as_mut())
+            {
                 return session.fail(error);
             }
-            session.job(|job| on_cpu(job), move |session| sum_and_queue(session, cell, offset, buffer));
+            session.job(
+                |job| on_cpu(job),
+                move |session| sum_and_queue(session, cell, offset, buffer),
+            );
         },
     );
 }
@@ -332,7 +388,12 @@ fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuf
 }
 
 /// Hands prepared chunks to the lane, several small ones to a frame.
-async fn write_chunks(session: Arc<Session>, out: LaneSender, mut prepared: mpsc::UnboundedReceiver<Prepared>, chunk_len: u32) {
+async fn write_chunks(
+    session: Arc<Session>,
+    out: LaneSender,
+    mut prepared: mpsc::UnboundedReceiver<Prepared>,
+    chunk_len: u32,
+) {
     let mut next = None;
     loop {
         let first = match next.take() {
@@ -345,7 +406,9 @@ async fn write_chunks(session: Arc<Session>, out: LaneSender, mut prepared: mpsc
         let mut bytes = u64::from(first.head.encoded_len);
         let mut chunks = vec![first];
         while chunks.len() < MAX_FRAME_CHUNKS && bytes < u64::from(chunk_len) {
-            let Ok(chunk) = prepared.try_recv() else { break };
+            let Ok(chunk) = prepared.try_recv() else {
+                break;
+            };
             if bytes + u64::from(chunk.head.encoded_len) > u64::from(chunk_len) {
                 next = Some(chunk);
                 break;
@@ -410,7 +473,10 @@ fn take_frame(session: &Session, frame: pb::ReceiverFrame) -> Result<(), SendErr
     };
     session.context.progress.set(state);
     if session.is_first {
-        session.context.progress.update(|p| p.resumed_bytes = state.resumed_bytes);
+        session
+            .context
+            .progress
+            .update(|p| p.resumed_bytes = state.resumed_bytes);
     }
     match frame.control {
         None => Ok(()),
@@ -440,12 +506,21 @@ fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u6
                 let span = session.core().span(CellId { entry, cell });
                 let Some((offset, len)) = span else { return };
                 let mut bytes = vec![0; len as usize];
-                if let Err(error) = session.context.source.read_at(entry as usize, offset, &mut bytes) {
+                if let Err(error) =
+                    session
+                        .context
+                        .source
+                        .read_at(entry as usize, offset, &mut bytes)
+                {
                     return session.fail(error);
                 }
                 hashes.push(*blake3::hash(&bytes).as_bytes());
             }
-            let compare = Compare { entry, first_cell: cells.start, hashes };
+            let compare = Compare {
+                entry,
+                first_cell: cells.start,
+                hashes,
+            };
             runtime.spawn(async move {
                 // A closed lane shows at the reader.
                 let _ = send_frame(&out, &SenderFrame::Compare(compare)).await;
@@ -463,7 +538,12 @@ fn recheck(session: &Arc<Session>, cell: CellId, sent_crc32c: u32) {
         |job| on_io(job),
         move |session| {
             let mut bytes = vec![0; len as usize];
-            if let Err(error) = session.context.source.read_at(cell.entry as usize, offset, &mut bytes) {
+            if let Err(error) =
+                session
+                    .context
+                    .source
+                    .read_at(cell.entry as usize, offset, &mut bytes)
+            {
                 return session.fail(error);
             }
             let same = checksum::crc32c(&bytes) == sent_crc32c;
@@ -476,7 +556,11 @@ fn recheck(session: &Arc<Session>, cell: CellId, sent_crc32c: u32) {
     );
 }
 
-async fn finish_up(session: &Arc<Session>, out: &LaneSender, finish: Finish) -> Result<(), SendError> {
+async fn finish_up(
+    session: &Arc<Session>,
+    out: &LaneSender,
+    finish: Finish,
+) -> Result<(), SendError> {
     let source = Arc::clone(&session.context.source);
     let unchanged = tokio::task::spawn_blocking(move || source.check_unchanged()).await;
     match unchanged {
@@ -490,7 +574,10 @@ async fn finish_up(session: &Arc<Session>, out: &LaneSender, finish: Finish) -> 
             return Ok(());
         }
     }
-    session.context.progress.update(|p| p.stage = Stage::Publishing);
+    session
+        .context
+        .progress
+        .update(|p| p.stage = Stage::Publishing);
     send_frame(out, &SenderFrame::Finish(finish)).await
 }
 
@@ -505,8 +592,15 @@ async fn tell_why(out: &LaneSender, error: &SendError) {
         SendError::Wire(_) => Reason::BadFrame,
         SendError::Refused { .. } | SendError::Disconnected { .. } => return,
     };
-    let abort = Abort { reason: Some(reason), message: error.to_string() };
-    let _ = timeout(Duration::from_secs(1), send_frame(out, &SenderFrame::Abort(abort))).await;
+    let abort = Abort {
+        reason: Some(reason),
+        message: error.to_string(),
+    };
+    let _ = timeout(
+        Duration::from_secs(1),
+        send_frame(out, &SenderFrame::Abort(abort)),
+    )
+    .await;
 }
 
 async fn send_frame(out: &LaneSender, frame: &SenderFrame) -> Result<(), SendError> {
@@ -527,7 +621,9 @@ fn take_control(
         message: "the receiver closed the stream without an answer".to_owned(),
     })?;
     let ReceiverFrame { control, .. } = decode_receiver_frame(frame)?;
-    control.ok_or_else(|| ProtocolError::new(Reason::BadFrame, "the first answer is not accept").into())
+    control.ok_or_else(|| {
+        ProtocolError::new(Reason::BadFrame, "the first answer is not accept").into()
+    })
 }
 
 fn refusal(abort: Abort) -> SendError {

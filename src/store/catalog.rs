@@ -69,7 +69,9 @@ impl Catalog {
         let count = name.parts().count();
         for part in name.parts().take(count - 1) {
             prefix.push_str(part);
-            let Some(dir) = self.root.try_sub(&prefix)? else { break };
+            let Some(dir) = self.root.try_sub(&prefix)? else {
+                break;
+            };
             if dir.inode(MANIFEST_FILE)?.is_some() {
                 return Err(StoreError::Exists {
                     name: prefix,
@@ -151,8 +153,13 @@ impl Catalog {
     }
 
     /// The unfinished transfer of a name.
-    pub(crate) fn transfer(&self, name: &CheckpointName) -> Result<Option<TransferSummary>, StoreError> {
-        let Some(transfers) = self.root.try_sub(TRANSFERS)? else { return Ok(None) };
+    pub(crate) fn transfer(
+        &self,
+        name: &CheckpointName,
+    ) -> Result<Option<TransferSummary>, StoreError> {
+        let Some(transfers) = self.root.try_sub(TRANSFERS)? else {
+            return Ok(None);
+        };
         match transfers.try_sub(&name.short_hash())? {
             Some(dir) => Ok(summarise(&dir)),
             None => Ok(None),
@@ -161,7 +168,9 @@ impl Catalog {
 
     /// All unfinished transfers, sorted by name.
     pub(crate) fn list_transfers(&self) -> Result<Vec<TransferSummary>, StoreError> {
-        let Some(transfers) = self.root.try_sub(TRANSFERS)? else { return Ok(Vec::new()) };
+        let Some(transfers) = self.root.try_sub(TRANSFERS)? else {
+            return Ok(Vec::new());
+        };
         let mut out = Vec::new();
         for (child, node) in transfers.list()? {
             if node == Node::Dir
@@ -175,7 +184,10 @@ impl Catalog {
     }
 
     /// Manifest of a published checkpoint, with its bytes.
-    pub(crate) fn manifest(&self, name: &CheckpointName) -> Result<Option<(Manifest, Vec<u8>)>, StoreError> {
+    pub(crate) fn manifest(
+        &self,
+        name: &CheckpointName,
+    ) -> Result<Option<(Manifest, Vec<u8>)>, StoreError> {
         match self.root.try_sub(name.as_str())? {
             Some(dir) => Manifest::read(&dir),
             None => Ok(None),
@@ -183,7 +195,9 @@ impl Catalog {
     }
 
     /// All published checkpoints, sorted by name, with the time of publication.
-    pub(crate) fn list_published(&self) -> Result<Vec<(CheckpointName, Manifest, u64)>, StoreError> {
+    pub(crate) fn list_published(
+        &self,
+    ) -> Result<Vec<(CheckpointName, Manifest, u64)>, StoreError> {
         let mut out = Vec::new();
         walk(&self.root, "", 0, &mut out)?;
         out.sort_by(|a: &(CheckpointName, Manifest, u64), b| a.0.cmp(&b.0));
@@ -192,7 +206,10 @@ impl Catalog {
 
     /// The landed checkpoint that `folder` is or lies in, if any.
     pub(crate) fn enclosing_checkpoint(folder: &Path) -> Option<PathBuf> {
-        folder.ancestors().find(|a| is_checkpoint(a)).map(Path::to_owned)
+        folder
+            .ancestors()
+            .find(|a| is_checkpoint(a))
+            .map(Path::to_owned)
     }
 
     /// Removes the service folder when nothing is in it.
@@ -223,8 +240,12 @@ fn walk(
             continue;
         }
         let path = format!("{prefix}{child}");
-        let Ok(name) = path.parse::<CheckpointName>() else { continue };
-        let Some(sub) = dir.try_sub(&child)? else { continue };
+        let Ok(name) = path.parse::<CheckpointName>() else {
+            continue;
+        };
+        let Some(sub) = dir.try_sub(&child)? else {
+            continue;
+        };
         match Manifest::read(&sub) {
             Ok(Some((manifest, _))) => out.push((name, manifest, sub.modified_unix_seconds())),
             Ok(None) => walk(&sub, &format!("{path}/"), depth + 1, out)?,
@@ -240,7 +261,11 @@ fn summarise(dir: &Dir) -> Option<TransferSummary> {
     let file = dir.try_open(JOURNAL_FILE, false).ok()??;
     let replay = replay(&file).ok()?;
     let grid = replay.header.grid().ok()?;
-    let name = replay.header.checkpoint.parse().or_else(|_| CheckpointName::local(&replay.header.checkpoint));
+    let name = replay
+        .header
+        .checkpoint
+        .parse()
+        .or_else(|_| CheckpointName::local(&replay.header.checkpoint));
     let mut summary = TransferSummary {
         name: name.ok()?,
         entry_count: replay.state.entries.len() as u64,
@@ -257,7 +282,9 @@ fn summarise(dir: &Dir) -> Option<TransferSummary> {
         let len = entry.record.header.byte_len;
         summary.total_bytes += len;
         let durable = entry.durable.iter();
-        summary.durable_bytes += durable.map(|r| grid.span_bytes(len, r.start, r.end - r.start)).sum::<u64>();
+        summary.durable_bytes += durable
+            .map(|r| grid.span_bytes(len, r.start, r.end - r.start))
+            .sum::<u64>();
     }
     Some(summary)
 }

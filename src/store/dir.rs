@@ -107,8 +107,10 @@ impl Dir {
     /// Makes a file that must not exist.
     pub(crate) fn create(&self, name: &str) -> Result<File, StoreError> {
         let (parent, last) = self.parent_of(name)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent.fd.as_fd(), last, flags, FILE_MODE).context("create", self.shown(name))?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent.fd.as_fd(), last, flags, FILE_MODE)
+            .context("create", self.shown(name))?;
         Ok(File::from(fd))
     }
 
@@ -139,7 +141,8 @@ impl Dir {
     /// Opens a lock file, making it if need be.
     pub(crate) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(self.fd.as_fd(), name, flags, FILE_MODE).context("open", self.shown(name))?;
+        let fd = fs::openat(self.fd.as_fd(), name, flags, FILE_MODE)
+            .context("open", self.shown(name))?;
         Ok(File::from(fd))
     }
 
@@ -171,7 +174,9 @@ impl Dir {
         let entries = fs::Dir::read_from(self.fd.as_fd()).context("list", self.shown(""))?;
         for entry in entries {
             let entry = entry.context("list", self.shown(""))?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
+            let Ok(name) = entry.file_name().to_str() else {
+                continue;
+            };
             if name == "." || name == ".." {
                 continue;
             }
@@ -220,7 +225,9 @@ impl Dir {
 
     /// Removes a folder and all beneath it, following no link.
     pub(crate) fn remove_all(&self, name: &str) -> Result<(), StoreError> {
-        let Some(dir) = self.try_sub(name)? else { return Ok(()) };
+        let Some(dir) = self.try_sub(name)? else {
+            return Ok(());
+        };
         for (child, node) in dir.list()? {
             match node {
                 Node::Dir => dir.remove_all(&child)?,
@@ -235,7 +242,8 @@ impl Dir {
 
     /// Renames onto an absent name or an empty folder.
     pub(crate) fn rename(&self, name: &str, to: &Dir, to_name: &str) -> Result<(), StoreError> {
-        fs::renameat(self.fd.as_fd(), name, to.fd.as_fd(), to_name).context("rename to", to.shown(to_name))
+        fs::renameat(self.fd.as_fd(), name, to.fd.as_fd(), to_name)
+            .context("rename to", to.shown(to_name))
     }
 
     /// Exchanges two names.
@@ -263,14 +271,17 @@ impl Dir {
 
     fn open_fd(&self, name: &str, flags: OFlags) -> Result<OwnedFd, StoreError> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let opened = match fs::openat2(self.fd.as_fd(), name, flags, Mode::empty(), resolve) {
             // Kernels before 5.6, and sandboxes that do not know the call.
             Err(Errno::NOSYS | Errno::PERM) => self.walk(name, flags),
             other => other,
         };
         match opened {
-            Err(Errno::LOOP | Errno::XDEV) => Err(self.is_unsafe(name, "a symbolic link is in the way")),
+            Err(Errno::LOOP | Errno::XDEV) => {
+                Err(self.is_unsafe(name, "a symbolic link is in the way"))
+            }
             other => other.context("open", self.shown(name)),
         }
     }
@@ -288,7 +299,13 @@ impl Dir {
             let at = fd.as_ref().map_or(self.fd.as_fd(), |f| f.as_fd());
             let next = fs::openat(at, part, if last { flags } else { folder }, Mode::empty());
             // O_NOFOLLOW with O_DIRECTORY says NOTDIR for a link.
-            fd = Some(next.map_err(|e| if e == Errno::NOTDIR && !last { Errno::LOOP } else { e })?);
+            fd = Some(next.map_err(|e| {
+                if e == Errno::NOTDIR && !last {
+                    Errno::LOOP
+                } else {
+                    e
+                }
+            })?);
         }
         fd.ok_or(Errno::NOENT)
     }
@@ -326,7 +343,9 @@ fn make_durable(path: &Path) -> Result<(), StoreError> {
         Err(e) => return Err(e).context("make", shown),
     }
     let parent_dir = File::open(parent).context("open", parent.display().to_string())?;
-    parent_dir.sync_all().context("sync", parent.display().to_string())
+    parent_dir
+        .sync_all()
+        .context("sync", parent.display().to_string())
 }
 
 /// Whether an error says that there is nothing of that name.
@@ -345,18 +364,28 @@ mod tests {
         std::fs::write(outside.path().join("secret"), b"x").unwrap();
         let root = Dir::open_root(temp.path()).unwrap();
         std::os::unix::fs::symlink(outside.path(), temp.path().join("link")).unwrap();
-        std::os::unix::fs::symlink(outside.path().join("secret"), temp.path().join("file")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), temp.path().join("file"))
+            .unwrap();
         for bad in ["link/secret", "file", "../x", "link"] {
             let opened = root.open(bad, false);
-            assert!(matches!(opened, Err(StoreError::UnsafePath { .. })), "{bad}: {opened:?}");
+            assert!(
+                matches!(opened, Err(StoreError::UnsafePath { .. })),
+                "{bad}: {opened:?}"
+            );
             let walked = root.walk(bad, OFlags::RDONLY | OFlags::NOFOLLOW);
-            assert!(matches!(walked, Err(Errno::LOOP | Errno::XDEV)), "{bad}: {walked:?}");
+            assert!(
+                matches!(walked, Err(Errno::LOOP | Errno::XDEV)),
+                "{bad}: {walked:?}"
+            );
         }
         assert!(root.make_all("link/x", false).is_err());
         assert!(root.create("file").is_err());
         std::fs::write(temp.path().join("a"), b"x").unwrap();
         std::fs::hard_link(temp.path().join("a"), temp.path().join("b")).unwrap();
-        assert!(matches!(root.open("a", true), Err(StoreError::UnsafePath { .. })));
+        assert!(matches!(
+            root.open("a", true),
+            Err(StoreError::UnsafePath { .. })
+        ));
         assert!(root.open("a", false).is_ok());
         root.remove_all("link").unwrap_err();
         assert!(outside.path().join("secret").exists());
@@ -370,7 +399,10 @@ mod tests {
         dir.create("x").unwrap();
         assert!(dir.create("x").is_err());
         assert_eq!(root.list().unwrap(), [("a".to_owned(), Node::Dir)]);
-        assert_eq!(root.sub("a/b").unwrap().list().unwrap(), [("x".to_owned(), Node::File)]);
+        assert_eq!(
+            root.sub("a/b").unwrap().list().unwrap(),
+            [("x".to_owned(), Node::File)]
+        );
         assert!(root.try_sub("a/c").unwrap().is_none());
         root.remove_all("a").unwrap();
         assert!(root.is_empty().unwrap());

@@ -14,7 +14,8 @@ const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 
 /// DISK where the file system has a disk that syncs reach, PROCESS elsewhere.
 pub(crate) fn of_folder(dir: &Dir) -> Result<Durability, StoreError> {
-    let stat = rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
+    let stat =
+        rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
     Ok(match stat.f_type as u64 {
         TMPFS_MAGIC | RAMFS_MAGIC | HUGETLBFS_MAGIC => Durability::Process,
         // A volatile overlay ignores every sync.

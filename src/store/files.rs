@@ -32,7 +32,9 @@ const MAX_OPEN_FILES: usize = 256;
 
 /// Bytes before the data: the `.npy` header of a tensor, nothing for a blob.
 pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
-    let EntryKind::Tensor { dtype } = header.kind else { return Vec::new() };
+    let EntryKind::Tensor { dtype } = header.kind else {
+        return Vec::new();
+    };
     if dtype.is_packed() {
         return npy::encode_header("|u1", false, &[header.byte_len]);
     }
@@ -59,7 +61,10 @@ impl OpenFile {
         if end <= *allocated {
             return Ok(());
         }
-        let upto = end.saturating_add(ALLOCATE_AHEAD_BYTES).min(self.file_len).max(end);
+        let upto = end
+            .saturating_add(ALLOCATE_AHEAD_BYTES)
+            .min(self.file_len)
+            .max(end);
         let from = *allocated;
         let done = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, upto - from);
         *allocated = match done {
@@ -117,7 +122,9 @@ impl Files {
     /// Whether the file of a recorded entry is what the record says: length and
     /// header. Data is judged by its own records.
     pub(crate) fn is_intact(&self, slot: &SlotFile) -> Result<bool, StoreError> {
-        let Some(file) = self.data.try_open(&slot.file, true)? else { return Ok(false) };
+        let Some(file) = self.data.try_open(&slot.file, true)? else {
+            return Ok(false);
+        };
         let prefix = file_prefix(&slot.header);
         let shown = self.data.shown(&slot.file);
         let len = file.metadata().context("stat", &shown)?.len();
@@ -152,10 +159,13 @@ impl Files {
         let mut at = file.prefix_len + placement.offset();
         file.allocate(at + u64::from(placement.raw_len()))?;
         for part in parts {
-            file.file.write_all_at(part, at).context("write", &file.path)?;
+            file.file
+                .write_all_at(part, at)
+                .context("write", &file.path)?;
             at += part.len() as u64;
         }
-        self.written_bytes.fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
+        self.written_bytes
+            .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
         let slot = placement.slot();
         if u64::from(placement.raw_len()) == slot.header.byte_len {
             self.close_if_many(slot.number);
@@ -173,9 +183,16 @@ impl Files {
     }
 
     /// Reads a cell back. A short file is an error.
-    pub(crate) fn read(&self, slot: &SlotFile, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+    pub(crate) fn read(
+        &self,
+        slot: &SlotFile,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), StoreError> {
         let file = self.file(slot, true)?;
-        file.file.read_exact_at(buf, file.prefix_len + offset).context("read", &file.path)
+        file.file
+            .read_exact_at(buf, file.prefix_len + offset)
+            .context("read", &file.path)
     }
 
     /// Gives a finished file's descriptor back.
@@ -259,8 +276,10 @@ impl Files {
         self.data.remove_file(&slot.file)?;
         let file = self.data.create(&slot.file)?;
         let shown = self.data.shown(&slot.file);
-        file.set_len(file_len).context("set the length of", &shown)?;
-        file.write_all_at(prefix, 0).context("write the header of", &shown)?;
+        file.set_len(file_len)
+            .context("set the length of", &shown)?;
+        file.write_all_at(prefix, 0)
+            .context("write the header of", &shown)?;
         lock(&self.new_names).insert(folder.to_owned());
         Ok(file)
     }

@@ -30,13 +30,22 @@ impl NameLock {
                         why: "another process works on it",
                     });
                 }
-                Err(TryLockError::Error(e)) => return Err(e).context("lock", locks.shown(&file_name)),
+                Err(TryLockError::Error(e)) => {
+                    return Err(e).context("lock", locks.shown(&file_name));
+                }
             }
             // The file may have been unlinked between opening and locking; then
             // the lock is worth nothing and the next round makes a new file.
-            let held = file.metadata().context("stat", locks.shown(&file_name))?.ino();
+            let held = file
+                .metadata()
+                .context("stat", locks.shown(&file_name))?
+                .ino();
             if locks.inode(&file_name)? == Some(held) {
-                return Ok(NameLock { _file: file, dir: locks.clone(), file_name });
+                return Ok(NameLock {
+                    _file: file,
+                    dir: locks.clone(),
+                    file_name,
+                });
             }
         }
     }
@@ -57,7 +66,10 @@ mod tests {
         let dir = Dir::open_root(temp.path()).unwrap();
         let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         let first = NameLock::take(&dir, &a).unwrap();
-        assert!(matches!(NameLock::take(&dir, &a), Err(StoreError::Locked { .. })));
+        assert!(matches!(
+            NameLock::take(&dir, &a),
+            Err(StoreError::Locked { .. })
+        ));
         let other = NameLock::take(&dir, &b).unwrap();
         first.remove().unwrap();
         drop(NameLock::take(&dir, &a).unwrap());

@@ -117,10 +117,16 @@ impl Manifest {
 
     /// Reads the manifest of a folder, with its bytes; `None` when there is none.
     pub(crate) fn read(dir: &Dir) -> Result<Option<(Manifest, Vec<u8>)>, StoreError> {
-        let Some(bytes) = read_bytes(dir)? else { return Ok(None) };
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| bad(dir, e.to_string()))?;
+        let Some(bytes) = read_bytes(dir)? else {
+            return Ok(None);
+        };
+        let manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|e| bad(dir, e.to_string()))?;
         if manifest.format != "tensorferry" || manifest.version != 1 {
-            return Err(bad(dir, format!("format {:?} version {}", manifest.format, manifest.version)));
+            return Err(bad(
+                dir,
+                format!("format {:?} version {}", manifest.format, manifest.version),
+            ));
         }
         Ok(Some((manifest, bytes)))
     }
@@ -133,18 +139,28 @@ impl Manifest {
 }
 
 fn read_bytes(dir: &Dir) -> Result<Option<Vec<u8>>, StoreError> {
-    let Some(file) = dir.try_open(MANIFEST_FILE, false)? else { return Ok(None) };
+    let Some(file) = dir.try_open(MANIFEST_FILE, false)? else {
+        return Ok(None);
+    };
     let mut bytes = Vec::new();
     let mut limited = file.take(MAX_MANIFEST_BYTES + 1);
-    limited.read_to_end(&mut bytes).context("read", dir.shown(MANIFEST_FILE))?;
+    limited
+        .read_to_end(&mut bytes)
+        .context("read", dir.shown(MANIFEST_FILE))?;
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-        return Err(bad(dir, format!("it is longer than {MAX_MANIFEST_BYTES} bytes")));
+        return Err(bad(
+            dir,
+            format!("it is longer than {MAX_MANIFEST_BYTES} bytes"),
+        ));
     }
     Ok(Some(bytes))
 }
 
 fn bad(dir: &Dir, why: String) -> StoreError {
-    StoreError::Manifest { path: dir.shown(MANIFEST_FILE), why }
+    StoreError::Manifest {
+        path: dir.shown(MANIFEST_FILE),
+        why,
+    }
 }
 
 /// Lower-case hex digits.
@@ -168,11 +184,16 @@ fn rfc3339(unix_seconds: u64) -> String {
     let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")

@@ -1,6 +1,9 @@
 //! Read-only maps of published files: the one place with `unsafe` code.
 
-#![expect(unsafe_code, reason = "mapping a file is unsafe by nature; the contract is below")]
+#![expect(
+    unsafe_code,
+    reason = "mapping a file is unsafe by nature; the contract is below"
+)]
 
 use std::{fs::File, io, ops::Deref};
 

@@ -26,14 +26,22 @@ use std::{collections::BTreeSet, io::Write};
 const VERIFY_BUFFER_LEN: usize = 1 << 20;
 
 /// Publishes. Returns BLAKE3 of the manifest.
-pub(super) fn publish(staging: &Staging, plan: &PublishPlan, is_synced: bool) -> Result<[u8; 32], StoreError> {
+pub(super) fn publish(
+    staging: &Staging,
+    plan: &PublishPlan,
+    is_synced: bool,
+) -> Result<[u8; 32], StoreError> {
     check_sums(plan)?;
     if staging.open.verify {
         verify(staging, plan)?;
     }
     let data = staging.files.data();
     let manifest = build_manifest(staging, plan);
-    let keep: BTreeSet<String> = plan.entries.iter().map(|(slot, ..)| slot.file.clone()).collect();
+    let keep: BTreeSet<String> = plan
+        .entries
+        .iter()
+        .map(|(slot, ..)| slot.file.clone())
+        .collect();
     remove_others(data, "", &keep)?;
 
     let bytes = manifest.to_bytes();
@@ -47,7 +55,10 @@ pub(super) fn publish(staging: &Staging, plan: &PublishPlan, is_synced: bool) ->
         sync_folders(data)?;
     }
     let overwrite = staging.open.overwrite;
-    staging.append(&[Record::Publish { manifest_blake3: hash, overwrite }])?;
+    staging.append(&[Record::Publish {
+        manifest_blake3: hash,
+        overwrite,
+    }])?;
     rename(&staging.catalog, &staging.name, &staging.dir, overwrite)?;
     Ok(hash)
 }
@@ -71,7 +82,12 @@ fn check_sums(plan: &PublishPlan) -> Result<(), StoreError> {
 }
 
 /// Moves `data/` to the final name and makes the names durable.
-fn rename(catalog: &Catalog, name: &CheckpointName, dir: &Dir, overwrite: bool) -> Result<(), StoreError> {
+fn rename(
+    catalog: &Catalog,
+    name: &CheckpointName,
+    dir: &Dir,
+    overwrite: bool,
+) -> Result<(), StoreError> {
     let (parent, last) = catalog.target(name)?;
     let in_the_way = match parent.try_sub(&last)? {
         Some(target) => !target.is_empty()?,
@@ -95,15 +111,21 @@ fn rename(catalog: &Catalog, name: &CheckpointName, dir: &Dir, overwrite: bool) 
 /// Finishes a publication that a crash interrupted; otherwise changes nothing.
 /// The caller holds the lock of the name.
 pub(super) fn recover(catalog: &Catalog, name: &CheckpointName) -> Result<(), StoreError> {
-    let Some(dir) = catalog.transfers()?.try_sub(&name.short_hash())? else { return Ok(()) };
-    let Some(journal) = dir.try_open(JOURNAL_FILE, false)? else { return Ok(()) };
+    let Some(dir) = catalog.transfers()?.try_sub(&name.short_hash())? else {
+        return Ok(());
+    };
+    let Some(journal) = dir.try_open(JOURNAL_FILE, false)? else {
+        return Ok(());
+    };
     let path = dir.shown(JOURNAL_FILE);
     let replay = match replay(&journal) {
         Ok(replay) => replay,
         Err(JournalError::BadHeader) => return Ok(()),
         Err(source) => return Err(StoreError::Journal { path, source }),
     };
-    let Some((hash, overwrite)) = replay.state.publish else { return Ok(()) };
+    let Some((hash, overwrite)) = replay.state.publish else {
+        return Ok(());
+    };
     if replay.header.checkpoint != name.as_str() {
         return Ok(());
     }
@@ -199,7 +221,10 @@ fn build_manifest(staging: &Staging, plan: &PublishPlan) -> Manifest {
             EntryKind::Tensor { dtype } => tensors.push(ManifestTensor {
                 index: tensors.len() as u64,
                 name: header.name.clone(),
-                source_name: announcement.source_name.clone().unwrap_or_else(|| header.name.clone()),
+                source_name: announcement
+                    .source_name
+                    .clone()
+                    .unwrap_or_else(|| header.name.clone()),
                 aliases: announcement.aliases.clone(),
                 file: slot.file.clone(),
                 dtype: dtype.name().to_owned(),

@@ -31,13 +31,21 @@ impl Space {
     /// Promises `bytes` that will be written beneath `dir`, or says how much is
     /// free.
     pub(crate) fn reserve(&self, dir: &Dir, bytes: u64) -> Result<Reservation, StoreError> {
-        let stat = rustix::fs::fstatvfs(dir.as_fd()).context("ask for free space of", dir.shown(""))?;
+        let stat =
+            rustix::fs::fstatvfs(dir.as_fd()).context("ask for free space of", dir.shown(""))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let reserve = (stat.f_blocks.saturating_mul(stat.f_frsize) >> RESERVE_SHIFT).min(RESERVE_MAX_BYTES);
-        let mut promised = self.promised_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserve =
+            (stat.f_blocks.saturating_mul(stat.f_frsize) >> RESERVE_SHIFT).min(RESERVE_MAX_BYTES);
+        let mut promised = self
+            .promised_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let available = free.saturating_sub(reserve).saturating_sub(*promised);
         if bytes > available {
-            return Err(StoreError::Space { needed: bytes, available });
+            return Err(StoreError::Space {
+                needed: bytes,
+                available,
+            });
         }
         *promised += bytes;
         Ok(Reservation {
@@ -52,7 +60,11 @@ impl Reservation {
     pub(crate) fn used(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        let mut promised = self.space.promised_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut promised = self
+            .space
+            .promised_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         *promised -= bytes;
     }
 }
@@ -73,7 +85,9 @@ mod tests {
         let dir = Dir::open_root(temp.path()).unwrap();
         let space = Space::default();
         let refused = space.reserve(&dir, u64::MAX).unwrap_err();
-        let StoreError::Space { available, .. } = refused else { panic!("{refused}") };
+        let StoreError::Space { available, .. } = refused else {
+            panic!("{refused}")
+        };
         let first = space.reserve(&dir, available / 2).unwrap();
         assert!(space.reserve(&dir, available / 4 * 3).is_err());
         drop(first);

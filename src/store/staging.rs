@@ -24,8 +24,8 @@ use super::{
 use crate::{
     plan::{CheckpointName, Grid},
     protocol::{
-        CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan,
-        RecoveredEntry, Recovered, SlotFile,
+        CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan, Recovered,
+        RecoveredEntry, SlotFile,
     },
 };
 use std::{
@@ -101,7 +101,11 @@ impl Staging {
     /// # Errors
     /// Everything that refuses the transfer does so here, before a byte is
     /// accepted and with the disk as it was.
-    pub(crate) fn open(catalog: &Catalog, open: Open, options: StagingOptions) -> Result<Opened, StoreError> {
+    pub(crate) fn open(
+        catalog: &Catalog,
+        open: Open,
+        options: StagingOptions,
+    ) -> Result<Opened, StoreError> {
         let name = open.checkpoint.clone();
         let lock = NameLock::take(&catalog.locks()?, &name)?;
         let hash = name.short_hash();
@@ -124,11 +128,15 @@ impl Staging {
             Some(earlier) => earlier.check_owner(&open, &options)?,
             None => false,
         };
-        let chunk_len = earlier.as_ref().map_or(options.chunk_len, |e| e.replay.header.chunk_len);
+        let chunk_len = earlier
+            .as_ref()
+            .map_or(options.chunk_len, |e| e.replay.header.chunk_len);
         let grid = Grid::new(chunk_len)?;
 
         let present_bytes = earlier.as_ref().map_or(0, |e| e.present_bytes(grid));
-        let reservation = catalog.space().reserve(catalog.root(), needed_bytes(&open, present_bytes))?;
+        let reservation = catalog
+            .space()
+            .reserve(catalog.root(), needed_bytes(&open, present_bytes))?;
         let durability = match open.commit_mode {
             CommitMode::None => Durability::Process,
             _ => durability::of_folder(catalog.root())?,
@@ -260,7 +268,12 @@ impl Staging {
             records.push(Record::Forget(group.forget.clone()));
         }
         records.extend(group.sources.iter().cloned().map(Record::Source));
-        records.extend(group.entries.iter().map(|slot| Record::Entry(entry_record(slot))));
+        records.extend(
+            group
+                .entries
+                .iter()
+                .map(|slot| Record::Entry(entry_record(slot))),
+        );
         if !group.cells.is_empty() {
             records.push(Record::Cells(group.cells.iter().map(run).collect()));
         }
@@ -274,7 +287,10 @@ impl Staging {
             self.sync_files(group)?;
             self.append(&records)?;
         }
-        let mut reservation = self.reservation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reservation = self
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         reservation.used(self.files.take_written_bytes());
         Ok(())
     }
@@ -293,9 +309,14 @@ impl Staging {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         for record in records {
             let applied = journal.state.apply(record.clone());
-            applied.map_err(std::io::Error::other).context("record a change in", &shown)?;
+            applied
+                .map_err(std::io::Error::other)
+                .context("record a change in", &shown)?;
         }
-        journal.writer.append(records).context("append to", &shown)?;
+        journal
+            .writer
+            .append(records)
+            .context("append to", &shown)?;
         if self.is_synced {
             journal.writer.sync().context("sync", &shown)?;
         }
@@ -309,13 +330,20 @@ impl Staging {
 
     /// Lets another session or process work on the name.
     pub(crate) fn unlock(&self) {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 
     /// After Done: removes what publishing left, journal last, and unlocks.
     pub(crate) fn clean_up(&self) -> Result<(), StoreError> {
         self.catalog.remove_staging(&self.name)?;
-        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lock = self
+            .lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         lock.map_or(Ok(()), NameLock::remove)
     }
 }
@@ -323,7 +351,9 @@ impl Staging {
 /// Published under this name already: the same, or in the way.
 fn check_published(catalog: &Catalog, open: &Open) -> Result<Option<Opened>, StoreError> {
     let name = &open.checkpoint;
-    let Some(dir) = catalog.root().try_sub(name.as_str())? else { return Ok(None) };
+    let Some(dir) = catalog.root().try_sub(name.as_str())? else {
+        return Ok(None);
+    };
     let Some((manifest, bytes)) = Manifest::read(&dir)? else {
         if dir.is_empty()? {
             return Ok(None);
@@ -355,7 +385,11 @@ fn check_published(catalog: &Catalog, open: &Open) -> Result<Option<Opened>, Sto
 
 fn needed_bytes(open: &Open, present_bytes: u64) -> u64 {
     match open.manifest {
-        ManifestPromise::Complete { total_bytes, entry_count, .. } => total_bytes
+        ManifestPromise::Complete {
+            total_bytes,
+            entry_count,
+            ..
+        } => total_bytes
             .saturating_sub(present_bytes)
             .saturating_add(entry_count.saturating_mul(OVERHEAD_BYTES)),
         ManifestPromise::Open => 0,
@@ -373,7 +407,9 @@ impl Earlier {
     /// Reads the journal; without a usable one the staging is worth nothing and is
     /// removed.
     fn read(dir: Dir, name: &CheckpointName) -> Result<Option<Self>, StoreError> {
-        let Some(file) = dir.try_open(JOURNAL_FILE, true)? else { return Ok(None) };
+        let Some(file) = dir.try_open(JOURNAL_FILE, true)? else {
+            return Ok(None);
+        };
         let path = dir.shown(JOURNAL_FILE);
         match replay(&file) {
             Ok(replay) if replay.header.checkpoint == name.as_str() && replay.state.epoch > 0 => {
@@ -410,7 +446,9 @@ impl Earlier {
         let sizes = entries.map(|e| {
             let len = e.record.header.byte_len;
             let cells = e.durable.iter().chain(e.held.iter());
-            cells.map(|r| grid.span_bytes(len, r.start, r.end - r.start)).sum::<u64>()
+            cells
+                .map(|r| grid.span_bytes(len, r.start, r.end - r.start))
+                .sum::<u64>()
         });
         sizes.sum()
     }

@@ -105,15 +105,24 @@ pub(crate) struct LaneSender {
 
 impl LaneSender {
     /// Sends one message whose parts are given in order.
-    pub(crate) async fn send(&self, parts: impl IntoIterator<Item = Bytes>) -> Result<(), LaneClosed> {
+    pub(crate) async fn send(
+        &self,
+        parts: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(), LaneClosed> {
         // An empty DATA frame would count against the peer's flood budget.
         let parts = parts.into_iter().filter(|p| !p.is_empty()).collect();
-        self.items.send(Item::Message(parts)).await.map_err(|_| LaneClosed)
+        self.items
+            .send(Item::Message(parts))
+            .await
+            .map_err(|_| LaneClosed)
     }
 
     /// Ends a response.
     pub(crate) async fn send_trailers(&self, trailers: http::HeaderMap) -> Result<(), LaneClosed> {
-        self.items.send(Item::Trailers(trailers)).await.map_err(|_| LaneClosed)
+        self.items
+            .send(Item::Trailers(trailers))
+            .await
+            .map_err(|_| LaneClosed)
     }
 
     /// Resolves when the other side has gone.
@@ -132,7 +141,10 @@ mod tests {
         for len in [0usize, 1, 127, 128, 300, 70_000] {
             let payload = Bytes::from(vec![7u8; len]);
             let mut frame = pb::SenderFrame {
-                chunks: vec![pb::ChunkHead { entry: 9, ..Default::default() }],
+                chunks: vec![pb::ChunkHead {
+                    entry: 9,
+                    ..Default::default()
+                }],
                 ..Default::default()
             };
             let mut ours = frame_head(&frame, len).to_vec();

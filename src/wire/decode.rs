@@ -4,7 +4,9 @@
 use super::{WireError, pb};
 use crate::{
     format::Dtype,
-    plan::{CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, Order, RangeSet, SourceState, clip},
+    plan::{
+        CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, Order, RangeSet, SourceState, clip,
+    },
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
         Durable, Finish, Join, Keep, Layout, MAX_COMPARE_CELLS, ManifestPromise, Open, OutFormat,
@@ -35,7 +37,9 @@ pub(crate) fn decode_sender_frame(frame: pb::SenderFrame) -> Result<SenderFrame,
         return decode_batch(frame).map(SenderFrame::Batch);
     };
     if has_batch {
-        return Err(bad_frame("a control message shares a frame with announcements"));
+        return Err(bad_frame(
+            "a control message shares a frame with announcements",
+        ));
     }
     Ok(match control {
         Control::Open(open) => SenderFrame::Open(Box::new(decode_open(open)?)),
@@ -130,7 +134,10 @@ fn decode_batch(frame: pb::SenderFrame) -> Result<Batch, WireError> {
     };
     for (due, source) in (u64::from(batch.first_source)..).zip(&frame.sources) {
         if u64::from(source.index) != due {
-            return Err(bad_frame(format!("source {} follows where {due} is due", source.index)));
+            return Err(bad_frame(format!(
+                "source {} follows where {due} is due",
+                source.index
+            )));
         }
         batch.sources.push(SourceState {
             key: array(&source.key, "source key")?,
@@ -140,7 +147,10 @@ fn decode_batch(frame: pb::SenderFrame) -> Result<Batch, WireError> {
     }
     for (due, entry) in (u64::from(batch.first_entry)..).zip(frame.entries) {
         if u64::from(entry.index) != due {
-            return Err(bad_frame(format!("entry {} follows where {due} is due", entry.index)));
+            return Err(bad_frame(format!(
+                "entry {} follows where {due} is due",
+                entry.index
+            )));
         }
         batch.entries.push(decode_entry(entry)?);
     }
@@ -154,20 +164,31 @@ fn decode_entry(entry: pb::Entry) -> Result<Announcement, WireError> {
             let dtype = Dtype::from_name(&entry.dtype).ok_or_else(|| {
                 refuse(
                     Reason::BadShape,
-                    format!("entry {:?} has the unknown dtype {:?}", clip(&entry.name), clip(&entry.dtype)),
+                    format!(
+                        "entry {:?} has the unknown dtype {:?}",
+                        clip(&entry.name),
+                        clip(&entry.dtype)
+                    ),
                 )
             })?;
             EntryKind::Tensor { dtype }
         }
         pb::EntryKind::Blob => EntryKind::Blob,
         pb::EntryKind::Unspecified => {
-            return Err(bad_frame(format!("entry {:?} has no kind", clip(&entry.name))));
+            return Err(bad_frame(format!(
+                "entry {:?} has no kind",
+                clip(&entry.name)
+            )));
         }
     };
     if entry.aliases.len() > MAX_ALIASES {
         return Err(refuse(
             Reason::TooMany,
-            format!("entry {:?} has {} aliases, {MAX_ALIASES} may be", clip(&entry.name), entry.aliases.len()),
+            format!(
+                "entry {:?} has {} aliases, {MAX_ALIASES} may be",
+                clip(&entry.name),
+                entry.aliases.len()
+            ),
         ));
     }
     let header = EntryHeader {
@@ -244,7 +265,9 @@ pub(crate) fn decode_receiver_frame(frame: pb::ReceiverFrame) -> Result<Receiver
         })),
         Some(Control::Abort(abort)) => Some(ReceiverControl::Abort(decode_abort(abort))),
         Some(Control::Open(_) | Control::Join(_)) => {
-            return Err(bad_frame("a receiver that is a server does not open or join"));
+            return Err(bad_frame(
+                "a receiver that is a server does not open or join",
+            ));
         }
     };
     let mut out = ReceiverFrame {
@@ -270,11 +293,17 @@ pub(crate) fn decode_receiver_frame(frame: pb::ReceiverFrame) -> Result<Receiver
     }
     for durable in &frame.durable {
         let ranges = decode_ranges(&durable.ranges)?;
-        out.durable.push(Durable { entry: durable.entry, ranges });
+        out.durable.push(Durable {
+            entry: durable.entry,
+            ranges,
+        });
     }
     for keep in &frame.keeps {
         let ranges = decode_ranges(&keep.ranges)?;
-        out.keeps.push(Keep { entry: keep.entry, ranges });
+        out.keeps.push(Keep {
+            entry: keep.entry,
+            ranges,
+        });
     }
     Ok(out)
 }
@@ -283,7 +312,10 @@ fn decode_accept(accept: &pb::Accept) -> Result<Accept, WireError> {
     if accept.protocol_version != PROTOCOL_VERSION {
         return Err(refuse(
             Reason::Version,
-            format!("the receiver answered with protocol version {}", accept.protocol_version),
+            format!(
+                "the receiver answered with protocol version {}",
+                accept.protocol_version
+            ),
         ));
     }
     Ok(Accept {
@@ -309,7 +341,10 @@ fn decode_durability(number: i32) -> Result<Durability, WireError> {
 fn decode_ranges(ranges: &[pb::CellRange]) -> Result<RangeSet, WireError> {
     let mut set = RangeSet::new();
     for range in ranges {
-        let end = range.first.checked_add(range.count).filter(|&end| end > range.first);
+        let end = range
+            .first
+            .checked_add(range.count)
+            .filter(|&end| end > range.first);
         let end = end.ok_or_else(|| bad_frame("an empty or overflowing range of cells"))?;
         set.insert(range.first..end);
     }
@@ -372,7 +407,11 @@ mod tests {
             codec: 3,
             crc32c: 9,
         };
-        let source = SourceState { key: [4; 16], fingerprint: [5; 32], settled: true };
+        let source = SourceState {
+            key: [4; 16],
+            fingerprint: [5; 32],
+            settled: true,
+        };
         let batch = Batch {
             first_source: 3,
             sources: vec![source],
@@ -389,13 +428,26 @@ mod tests {
         let frames = [
             SenderFrame::Open(Box::new(open)),
             SenderFrame::Batch(batch),
-            SenderFrame::Compare(Compare { entry: 1, first_cell: 2, hashes: vec![[7; 32]; 2] }),
+            SenderFrame::Compare(Compare {
+                entry: 1,
+                first_cell: 2,
+                hashes: vec![[7; 32]; 2],
+            }),
             SenderFrame::Finish(finish),
-            SenderFrame::Abort(Abort { reason: Some(Reason::Interrupted), message: "x".into() }),
-            SenderFrame::Join(Join { session_token: vec![1], lane: 2 }),
+            SenderFrame::Abort(Abort {
+                reason: Some(Reason::Interrupted),
+                message: "x".into(),
+            }),
+            SenderFrame::Join(Join {
+                session_token: vec![1],
+                lane: 2,
+            }),
         ];
         for frame in frames {
-            assert_eq!(decode_sender_frame(encode_sender_frame(&frame)).unwrap(), frame);
+            assert_eq!(
+                decode_sender_frame(encode_sender_frame(&frame)).unwrap(),
+                frame
+            );
         }
         let mut ranges = RangeSet::of(1..3);
         ranges.insert(9..10);
@@ -410,23 +462,56 @@ mod tests {
                 max_lanes: 1,
                 durable_bytes: 77,
             })),
-            wanted: vec![Wanted { entry: 0, wanted: ranges.clone(), held: RangeSet::new(), last: true }],
-            rejects: vec![Reject { entry: 1, offset: 2, expected_crc32c: 3, found_crc32c: 4 }],
+            wanted: vec![Wanted {
+                entry: 0,
+                wanted: ranges.clone(),
+                held: RangeSet::new(),
+                last: true,
+            }],
+            rejects: vec![Reject {
+                entry: 1,
+                offset: 2,
+                expected_crc32c: 3,
+                found_crc32c: 4,
+            }],
             ack: Some(11),
-            durable: vec![Durable { entry: 2, ranges: ranges.clone() }],
+            durable: vec![Durable {
+                entry: 2,
+                ranges: ranges.clone(),
+            }],
             keeps: vec![Keep { entry: 3, ranges }],
         };
-        assert_eq!(decode_receiver_frame(encode_receiver_frame(&frame)).unwrap(), frame);
+        assert_eq!(
+            decode_receiver_frame(encode_receiver_frame(&frame)).unwrap(),
+            frame
+        );
     }
 
     #[test]
     fn frames_that_lie_are_refused() {
-        let range = pb::CellRange { first: u64::MAX, count: 1 };
-        let durable = pb::Durable { entry: 0, ranges: vec![range] };
-        let frame = pb::ReceiverFrame { durable: vec![durable], ..Default::default() };
+        let range = pb::CellRange {
+            first: u64::MAX,
+            count: 1,
+        };
+        let durable = pb::Durable {
+            entry: 0,
+            ranges: vec![range],
+        };
+        let frame = pb::ReceiverFrame {
+            durable: vec![durable],
+            ..Default::default()
+        };
         assert!(decode_receiver_frame(frame).is_err());
-        let entry = pb::Entry { name: "a".into(), kind: 1, dtype: "object".into(), ..Default::default() };
-        let frame = pb::SenderFrame { entries: vec![entry], ..Default::default() };
+        let entry = pb::Entry {
+            name: "a".into(),
+            kind: 1,
+            dtype: "object".into(),
+            ..Default::default()
+        };
+        let frame = pb::SenderFrame {
+            entries: vec![entry],
+            ..Default::default()
+        };
         assert!(decode_sender_frame(frame).is_err());
         let skip = [0, 2].map(|index| pb::Source {
             index,
@@ -434,7 +519,10 @@ mod tests {
             fingerprint: vec![0; 32].into(),
             settled: true,
         });
-        let frame = pb::SenderFrame { sources: skip.to_vec(), ..Default::default() };
+        let frame = pb::SenderFrame {
+            sources: skip.to_vec(),
+            ..Default::default()
+        };
         assert!(decode_sender_frame(frame).is_err());
     }
 }

@@ -67,7 +67,12 @@ fn encode_open(open: &Open) -> pb::SenderOpen {
             total_bytes,
             entry_count,
             entries_digest,
-        } => (true, total_bytes, entry_count, Bytes::copy_from_slice(&entries_digest)),
+        } => (
+            true,
+            total_bytes,
+            entry_count,
+            Bytes::copy_from_slice(&entries_digest),
+        ),
         ManifestPromise::Open => (false, 0, 0, Bytes::new()),
     };
     pb::SenderOpen {

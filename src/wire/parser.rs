@@ -45,7 +45,9 @@ impl Rope {
         let mut left = len.min(self.len);
         self.len -= left;
         while left > 0 {
-            let Some(mut part) = self.parts.pop_front() else { break };
+            let Some(mut part) = self.parts.pop_front() else {
+                break;
+            };
             if part.len() > left {
                 let rest = part.split_off(left);
                 self.parts.push_front(rest);
@@ -81,12 +83,22 @@ enum State {
     Prefix,
     Tag,
     /// A varint whose field is kept or dropped.
-    Varint { keep: bool },
+    Varint {
+        keep: bool,
+    },
     /// The length of a delimited field.
-    Length { field: u64, keep: bool },
+    Length {
+        field: u64,
+        keep: bool,
+    },
     /// Bytes of a field.
-    Run { left: usize, keep: bool },
-    Payload { left: usize },
+    Run {
+        left: usize,
+        keep: bool,
+    },
+    Payload {
+        left: usize,
+    },
 }
 
 /// Parser of one lane.
@@ -162,7 +174,9 @@ impl FrameParser {
                 }
                 continue;
             }
-            let Some(mut piece) = self.input.pop_front() else { return Ok(None) };
+            let Some(mut piece) = self.input.pop_front() else {
+                return Ok(None);
+            };
             let event = self.step(&mut piece);
             if !piece.is_empty() {
                 self.input.push_front(piece);
@@ -177,18 +191,24 @@ impl FrameParser {
         match self.state {
             State::Prefix => self.step_prefix(piece)?,
             State::Tag => {
-                let Some(tag) = self.step_varint(piece, true)? else { return Ok(None) };
+                let Some(tag) = self.step_varint(piece, true)? else {
+                    return Ok(None);
+                };
                 return self.begin_field(tag);
             }
             State::Varint { keep } => {
-                let Some(value) = self.step_varint(piece, false)? else { return Ok(None) };
+                let Some(value) = self.step_varint(piece, false)? else {
+                    return Ok(None);
+                };
                 if keep {
                     prost::encoding::encode_varint(value, &mut self.head);
                 }
                 self.state = State::Tag;
             }
             State::Length { field, keep } => {
-                let Some(len) = self.step_varint(piece, false)? else { return Ok(None) };
+                let Some(len) = self.step_varint(piece, false)? else {
+                    return Ok(None);
+                };
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
                 if len > self.left {
                     return Err(malformed("a field runs past its message"));
@@ -207,7 +227,11 @@ impl FrameParser {
                     self.head.extend_from_slice(&part);
                 }
                 let left = left - part.len();
-                self.state = if left == 0 { State::Tag } else { State::Run { left, keep } };
+                self.state = if left == 0 {
+                    State::Tag
+                } else {
+                    State::Run { left, keep }
+                };
             }
             State::Payload { left } => {
                 let part = self.take(piece, left);
@@ -215,7 +239,11 @@ impl FrameParser {
                 if let Some(rope) = &mut self.payload {
                     rope.push(part);
                 }
-                self.state = if left == 0 { State::Tag } else { State::Payload { left } };
+                self.state = if left == 0 {
+                    State::Tag
+                } else {
+                    State::Payload { left }
+                };
             }
         }
         Ok(None)
@@ -310,7 +338,11 @@ impl FrameParser {
                 limit: self.max_head_bytes as u64,
             });
         }
-        self.state = if left == 0 { State::Tag } else { State::Run { left, keep } };
+        self.state = if left == 0 {
+            State::Tag
+        } else {
+            State::Run { left, keep }
+        };
         Ok(())
     }
 
@@ -319,13 +351,20 @@ impl FrameParser {
             return Err(bad_frame("the payload stands twice in one frame"));
         }
         self.payload = Some(Rope::default());
-        self.state = if len == 0 { State::Tag } else { State::Payload { left: len } };
+        self.state = if len == 0 {
+            State::Tag
+        } else {
+            State::Payload { left: len }
+        };
         if self.head.is_empty() {
             // The head comes late: keep the payload until the message ends.
             return Ok(None);
         }
         self.head_out = true;
-        Ok(Some(Event::Head { frame: self.decode_head()?, payload_len: len }))
+        Ok(Some(Event::Head {
+            frame: self.decode_head()?,
+            payload_len: len,
+        }))
     }
 
     /// The message is complete. A payload whose head is out, or nothing but a
@@ -339,7 +378,10 @@ impl FrameParser {
         }
         let payload_len = self.payload.as_ref().map_or(0, Rope::len);
         self.head_out = true;
-        Ok(Some(Event::Head { frame: self.decode_head()?, payload_len }))
+        Ok(Some(Event::Head {
+            frame: self.decode_head()?,
+            payload_len,
+        }))
     }
 
     fn decode_head(&self) -> Result<pb::SenderFrame, WireError> {
@@ -433,7 +475,11 @@ mod tests {
     #[test]
     fn a_head_after_the_payload_is_replayed_and_unknown_fields_are_skipped() {
         let frame = chunk_frame(3, b"hello");
-        let head = pb::SenderFrame { payload: Bytes::new(), ..frame.clone() }.encode_to_vec();
+        let head = pb::SenderFrame {
+            payload: Bytes::new(),
+            ..frame.clone()
+        }
+        .encode_to_vec();
         let mut body = vec![0x7a, 5];
         body.extend_from_slice(b"hello");
         // Unknown: field 20 varint, field 21 bytes, field 22 fixed32, 23 fixed64.
@@ -452,13 +498,23 @@ mod tests {
     #[test]
     fn bad_messages_are_refused() {
         let frame = chunk_frame(1, b"hello").encode_to_vec();
-        let head = pb::SenderFrame { payload: Bytes::new(), ..chunk_frame(1, b"hello") };
+        let head = pb::SenderFrame {
+            payload: Bytes::new(),
+            ..chunk_frame(1, b"hello")
+        };
         let mut both = frame.clone();
         both.extend(head.encode_to_vec());
         let mut twice = frame.clone();
         twice.extend_from_slice(&[0x7a, 1, 0]);
         let long_varint = [0x80; 11];
-        for body in [&both[..], &twice[..], &long_varint[..], &[0x7a, 200, 1], &[0x0b], &[0x80]] {
+        for body in [
+            &both[..],
+            &twice[..],
+            &long_varint[..],
+            &[0x7a, 200, 1],
+            &[0x0b],
+            &[0x80],
+        ] {
             assert!(run(&message(body), 7).is_err(), "{body:?}");
         }
         let mut compressed = message(&frame);
@@ -476,7 +532,10 @@ mod tests {
         }
         let head = rope.split_to(3);
         let text = |r: &Rope| r.parts().flat_map(|p| p.to_vec()).collect::<Vec<_>>();
-        assert_eq!((text(&head), text(&rope)), (b"abc".to_vec(), b"defg".to_vec()));
+        assert_eq!(
+            (text(&head), text(&rope)),
+            (b"abc".to_vec(), b"defg".to_vec())
+        );
         assert_eq!((head.len(), rope.len()), (3, 4));
     }
 }

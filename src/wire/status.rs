@@ -43,7 +43,9 @@ pub(crate) fn to_status(reason: Reason, message: &str) -> Status {
 /// The reason of a status, when it has one that this version knows.
 pub(crate) fn reason_of(status: &Status) -> Option<Reason> {
     let info = status.get_details_error_info()?;
-    (info.domain == DOMAIN).then(|| Reason::from_word(&info.reason)).flatten()
+    (info.domain == DOMAIN)
+        .then(|| Reason::from_word(&info.reason))
+        .flatten()
 }
 
 #[cfg(test)]

@@ -2,9 +2,7 @@
 
 use super::Receiver;
 use crate::{
-    plan::{
-        EntryKind, MAX_ENTRIES, MAX_ENTRY_SOURCES, PlanError, SourceKey, SourceState, clip,
-    },
+    plan::{EntryKind, MAX_ENTRIES, MAX_ENTRY_SOURCES, PlanError, SourceKey, SourceState, clip},
     protocol::{
         Announcement, Batch, Layout, ManifestPromise, ProtocolError, Reason,
         slot::{Slot, SlotFile},
@@ -55,7 +53,10 @@ impl Receiver {
             .into());
         }
         if !self.seen_sources.insert(state.key) {
-            return Err(ProtocolError::new(Reason::BadFrame, "a source was announced twice"));
+            return Err(ProtocolError::new(
+                Reason::BadFrame,
+                "a source was announced twice",
+            ));
         }
         self.session_sources.push(state.key);
         match self.recorded_sources.get(&state.key) {
@@ -100,7 +101,10 @@ impl Receiver {
             let key = self.session_sources.get(index as usize).ok_or_else(|| {
                 ProtocolError::new(
                     Reason::BadFrame,
-                    format!("entry {:?} cites source {index}, which was not announced", clip(&header.name)),
+                    format!(
+                        "entry {:?} cites source {index}, which was not announced",
+                        clip(&header.name)
+                    ),
                 )
             })?;
             source_keys.push(*key);
@@ -109,18 +113,27 @@ impl Receiver {
             .announced_bytes
             .checked_add(header.byte_len)
             .ok_or_else(|| ProtocolError::new(Reason::BadShape, "total length overflows"))?;
-        if let ManifestPromise::Complete { total_bytes, entry_count, .. } = self.config.manifest
+        if let ManifestPromise::Complete {
+            total_bytes,
+            entry_count,
+            ..
+        } = self.config.manifest
             && (self.announced_bytes > total_bytes || u64::from(wire_entry) >= entry_count)
         {
             return Err(ProtocolError::new(
                 Reason::ManifestMismatch,
-                format!("more is announced than the {entry_count} entries and {total_bytes} bytes of open"),
+                format!(
+                    "more is announced than the {entry_count} entries and {total_bytes} bytes of open"
+                ),
             ));
         }
 
         let known = self.by_name.get(&header.name).copied();
         if known.is_some_and(|n| self.slots.get(&n).is_some_and(|s| s.wire_entry.is_some())) {
-            return Err(PlanError::Duplicate { name: clip(&header.name) }.into());
+            return Err(PlanError::Duplicate {
+                name: clip(&header.name),
+            }
+            .into());
         }
         let is_tensor = matches!(header.kind, EntryKind::Tensor { .. });
         let fixed_file = (is_tensor && self.config.layout == Layout::Indexed)
@@ -156,7 +169,9 @@ impl Receiver {
     /// The entry now comes from these sources; from others than recorded its
     /// cells are no longer trusted.
     pub(super) fn rebind(&mut self, number: u32, source_keys: Vec<SourceKey>) {
-        let Some(slot) = self.slots.get_mut(&number) else { return };
+        let Some(slot) = self.slots.get_mut(&number) else {
+            return;
+        };
         if slot.slot.source_keys != source_keys {
             Arc::make_mut(&mut slot.slot).source_keys = source_keys;
             slot.demote();
@@ -193,10 +208,15 @@ impl Receiver {
             (None, EntryKind::Blob) => self.file_names.blob(&header.name),
         };
         let number = self.next_number;
-        self.next_number = number
-            .checked_add(1)
-            .ok_or_else(|| ProtocolError::new(Reason::TooMany, "entry numbers are used up; use restart"))?;
-        let slot = SlotFile { number, file, header: header.clone(), source_keys };
+        self.next_number = number.checked_add(1).ok_or_else(|| {
+            ProtocolError::new(Reason::TooMany, "entry numbers are used up; use restart")
+        })?;
+        let slot = SlotFile {
+            number,
+            file,
+            header: header.clone(),
+            source_keys,
+        };
         self.by_name.insert(header.name.clone(), number);
         self.slots.insert(number, Slot::new(slot, self.config.grid));
         Ok(number)

@@ -32,7 +32,9 @@ impl Receiver {
         let cell = grid.cell_at(header.byte_len, head.offset).ok_or_else(|| {
             range(format!(
                 "offset {} is not the start of a cell of {:?} with {} bytes",
-                head.offset, clip(&header.name), header.byte_len
+                head.offset,
+                clip(&header.name),
+                header.byte_len
             ))
         })?;
         let (offset, cell_len) = grid
@@ -41,7 +43,8 @@ impl Receiver {
         if head.raw_len != cell_len {
             return Err(range(format!(
                 "chunk at {offset} of {:?} has {} bytes, the cell has {cell_len}",
-                clip(&header.name), head.raw_len
+                clip(&header.name),
+                head.raw_len
             )));
         }
         let item_len = match header.kind {
@@ -91,7 +94,11 @@ impl Receiver {
         slot.held.remove(ticket.cell..ticket.cell + 1);
         slot.placing.insert(ticket.cell..ticket.cell + 1);
         self.placing_count += 1;
-        Some(Placement { ticket, slot: Arc::clone(&slot.slot), recorded: slot.journaled })
+        Some(Placement {
+            ticket,
+            slot: Arc::clone(&slot.slot),
+            recorded: slot.journaled,
+        })
     }
 
     /// The bytes of a chunk do not match their checksum.
@@ -108,12 +115,18 @@ impl Receiver {
         self.settle(ticket.lane, ticket.sequence);
         self.rejects_in_row += 1;
         if self.rejects_in_row > MAX_REJECTS_IN_ROW {
-            let name = self.slots.get(&ticket.number).map(|s| clip(&s.slot.header.name));
+            let name = self
+                .slots
+                .get(&ticket.number)
+                .map(|s| clip(&s.slot.header.name));
             return Err(ProtocolError::new(
                 Reason::Checksum,
                 format!(
                     "{} chunks in a row arrived damaged, the last at byte {} of {:?}: expected crc32c {:08x}, found {found_crc32c:08x}",
-                    self.rejects_in_row, ticket.offset, name.unwrap_or_default(), ticket.crc32c
+                    self.rejects_in_row,
+                    ticket.offset,
+                    name.unwrap_or_default(),
+                    ticket.crc32c
                 ),
             ));
         }
@@ -166,7 +179,13 @@ impl Receiver {
                 .cell_span(slot.slot.header.byte_len, cell)
                 .ok_or_else(|| bad("no such cell"))?;
             slot.comparing.insert(cell..cell + 1);
-            jobs.push(CompareJob { slot: Arc::clone(&slot.slot), cell, offset, raw_len, blake3 });
+            jobs.push(CompareJob {
+                slot: Arc::clone(&slot.slot),
+                cell,
+                offset,
+                raw_len,
+                blake3,
+            });
         }
         self.comparing_count += count;
         self.compares.extend(jobs);
@@ -177,7 +196,9 @@ impl Receiver {
     pub fn compared(&mut self, job: &CompareJob, equal: bool, crc32c: u32, now: Instant) {
         self.comparing_count -= 1;
         let number = job.slot.number;
-        let Some(slot) = self.slots.get_mut(&number) else { return };
+        let Some(slot) = self.slots.get_mut(&number) else {
+            return;
+        };
         let cell = job.cell..job.cell + 1;
         slot.comparing.remove(cell.clone());
         // A chunk for the cell may have come meanwhile; then the answer is moot.

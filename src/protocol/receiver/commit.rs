@@ -12,16 +12,23 @@ impl Receiver {
     /// are complete now: their files need not stay open.
     pub fn committed(&mut self, id: u64) -> Vec<u32> {
         let mut complete = Vec::new();
-        let Some(group) = self.in_commit.take_if(|g| g.id == id) else { return complete };
+        let Some(group) = self.in_commit.take_if(|g| g.id == id) else {
+            return complete;
+        };
         self.undurable_bytes -= group.bytes;
         for number in group.numbers {
-            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            let Some(slot) = self.slots.get_mut(&number) else {
+                continue;
+            };
             let committed = std::mem::take(&mut slot.committing);
             slot.durable.union_with(&committed);
             if let Some(entry) = slot.wire_entry
                 && !committed.is_empty()
             {
-                self.durable_out.entry(entry).or_default().union_with(&committed);
+                self.durable_out
+                    .entry(entry)
+                    .or_default()
+                    .union_with(&committed);
             }
             if slot.is_durable() {
                 complete.push(number);
@@ -48,8 +55,13 @@ impl Receiver {
         }
         let digest = digest_entries(self.announced.iter().map(|(_, a)| &a.header));
         let promised = match self.config.manifest {
-            ManifestPromise::Complete { entries_digest, entry_count, total_bytes } => {
-                (entry_count, total_bytes) == (found, self.announced_bytes) && entries_digest == digest
+            ManifestPromise::Complete {
+                entries_digest,
+                entry_count,
+                total_bytes,
+            } => {
+                (entry_count, total_bytes) == (found, self.announced_bytes)
+                    && entries_digest == digest
             }
             ManifestPromise::Open => true,
         };
@@ -76,7 +88,8 @@ impl Receiver {
         }
         let policy = &self.config.commit;
         let aged = policy.interval.is_some_and(|interval| {
-            self.dirty_since.is_some_and(|since| now.saturating_duration_since(since) >= interval)
+            self.dirty_since
+                .is_some_and(|since| now.saturating_duration_since(since) >= interval)
         });
         let full = self.dirty_bytes >= policy.bytes || self.dirty.len() >= policy.files;
         let finishing = self.finish.is_some() && self.placing_count == 0 && self.has_unrecorded();
@@ -91,7 +104,10 @@ impl Receiver {
     pub(super) fn has_unrecorded(&self) -> bool {
         !self.dirty.is_empty()
             || !self.new_sources.is_empty()
-            || self.announced.iter().any(|(n, _)| self.slots.get(n).is_some_and(|s| !s.journaled))
+            || self
+                .announced
+                .iter()
+                .any(|(n, _)| self.slots.get(n).is_some_and(|s| !s.journaled))
     }
 
     pub(super) fn take_group(&mut self) -> Group {
@@ -120,7 +136,9 @@ impl Receiver {
             }
         }
         for &number in &numbers {
-            let Some(slot) = self.slots.get_mut(&number) else { continue };
+            let Some(slot) = self.slots.get_mut(&number) else {
+                continue;
+            };
             group.files.push((Arc::clone(&slot.slot), slot.journaled));
             if !slot.journaled {
                 slot.journaled = true;
@@ -163,7 +181,11 @@ impl Receiver {
         self.publishing = true;
         let entries = self.announced.iter().filter_map(|(number, announcement)| {
             let slot = self.slots.get(number)?;
-            Some((Arc::clone(&slot.slot), announcement.clone(), self.entry_crc(slot)))
+            Some((
+                Arc::clone(&slot.slot),
+                announcement.clone(),
+                self.entry_crc(slot),
+            ))
         });
         Some(ReceiveAction::Publish(Box::new(PublishPlan {
             entries: entries.collect(),
@@ -176,7 +198,11 @@ impl Receiver {
     pub(super) fn entry_crc(&self, slot: &Slot) -> u32 {
         let byte_len = slot.slot.header.byte_len;
         (0..slot.cell_count).fold(0, |crc, cell| {
-            let len = self.config.grid.cell_span(byte_len, cell).map_or(0, |(_, n)| n);
+            let len = self
+                .config
+                .grid
+                .cell_span(byte_len, cell)
+                .map_or(0, |(_, n)| n);
             crate::format::checksum::combine(crc, slot.sums.get(cell), u64::from(len))
         })
     }

@@ -230,7 +230,10 @@ impl Receiver {
                 }
             }
         }
-        (!frame.is_empty()).then_some(ReceiveAction::Send { lane: ack_lane, frame })
+        (!frame.is_empty()).then_some(ReceiveAction::Send {
+            lane: ack_lane,
+            frame,
+        })
     }
 
     /// Adds answers to announcements, as far as the journal allows.
@@ -241,9 +244,15 @@ impl Receiver {
         }
         let mut runs = 0;
         while frame.wanted.len() < MAX_ANSWERS && runs < MAX_WANTED_RUNS {
-            let Some(number) = self.unanswered.pop_front() else { break };
-            let Some(slot) = self.slots.get_mut(&number) else { continue };
-            let Some(entry) = slot.wire_entry else { continue };
+            let Some(number) = self.unanswered.pop_front() else {
+                break;
+            };
+            let Some(slot) = self.slots.get_mut(&number) else {
+                continue;
+            };
+            let Some(entry) = slot.wire_entry else {
+                continue;
+            };
             slot.answered = true;
             let (mut wanted, mut held) = (slot.missing(), slot.held.clone());
             // A scattered answer is cut into messages of bounded size.
@@ -265,9 +274,15 @@ impl Receiver {
     }
 
     fn announced_number(&self, wire_entry: u32) -> Result<u32, ProtocolError> {
-        self.announced.get(wire_entry as usize).map(|(number, _)| *number).ok_or_else(|| {
-            ProtocolError::new(Reason::BadFrame, format!("entry {wire_entry} was not announced"))
-        })
+        self.announced
+            .get(wire_entry as usize)
+            .map(|(number, _)| *number)
+            .ok_or_else(|| {
+                ProtocolError::new(
+                    Reason::BadFrame,
+                    format!("entry {wire_entry} was not announced"),
+                )
+            })
     }
 
     fn slot_mut(&mut self, number: u32) -> Result<&mut Slot, ProtocolError> {
@@ -299,7 +314,14 @@ impl Receiver {
     #[cfg(test)]
     pub(super) fn check_invariants(&self) {
         for slot in self.slots.values() {
-            let sets = [&slot.durable, &slot.held, &slot.placing, &slot.written, &slot.keeping, &slot.committing];
+            let sets = [
+                &slot.durable,
+                &slot.held,
+                &slot.placing,
+                &slot.written,
+                &slot.keeping,
+                &slot.committing,
+            ];
             let sum: u64 = sets.iter().map(|s| s.count()).sum();
             let mut union = RangeSet::new();
             sets.iter().for_each(|s| union.union_with(s));
@@ -312,7 +334,9 @@ impl Receiver {
     #[cfg(test)]
     pub(super) fn durable_cells(&self) -> Vec<(String, RangeSet)> {
         let slots = self.slots.values();
-        slots.map(|s| (s.slot.header.name.clone(), s.durable.clone())).collect()
+        slots
+            .map(|s| (s.slot.header.name.clone(), s.durable.clone()))
+            .collect()
     }
 }
 

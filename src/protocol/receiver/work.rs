@@ -7,11 +7,7 @@ use crate::{
         slot::{RecoveredEntry, SlotFile, Ticket},
     },
 };
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// When a group of writes is committed.
 #[derive(Clone, Copy, Debug)]

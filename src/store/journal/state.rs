@@ -220,7 +220,8 @@ impl State {
             self.remove(replaced);
         }
         self.next_entry_number = self.next_entry_number.max(next);
-        self.used_numbers.insert(u64::from(number)..u64::from(number) + 1);
+        self.used_numbers
+            .insert(u64::from(number)..u64::from(number) + 1);
         self.by_name.insert(record.header.name.clone(), number);
         self.by_file.insert(record.file.clone(), number);
         self.link_sources(number, &record.source_keys);

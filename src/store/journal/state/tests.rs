@@ -134,7 +134,10 @@ fn numbers_are_fresh_and_files_have_one_entry() {
     late.apply(entry(0, "c", "c")).unwrap();
     assert_eq!(late.next_entry_number, 5);
     late.apply(Record::Forget(vec![0])).unwrap();
-    assert_eq!(refused(&late, entry(0, "c", "c")), Violation::EntryNumber(0));
+    assert_eq!(
+        refused(&late, entry(0, "c", "c")),
+        Violation::EntryNumber(0)
+    );
     let last = refused(&state, entry(u32::MAX, "c", "c"));
     assert_eq!(last, Violation::EntryNumber(u32::MAX));
     let taken = Violation::FileInUse { live: 3, new: 5 };
@@ -177,7 +180,9 @@ fn an_entry_that_comes_from_other_sources_keeps_its_cells_only_as_held() {
     state.apply(source(1, true)).unwrap();
     state.apply(entry(0, "a", "a")).unwrap();
     state.apply(Record::Cells(run(0, 0, 3))).unwrap();
-    let Record::Entry(mut again) = entry(0, "a", "a") else { panic!() };
+    let Record::Entry(mut again) = entry(0, "a", "a") else {
+        panic!()
+    };
     again.source_keys = vec![[8; 16]];
     state.apply(Record::Entry(again)).unwrap();
     assert_eq!(state.entries[&0].held.count(), 3);
@@ -187,7 +192,9 @@ fn an_entry_that_comes_from_other_sources_keeps_its_cells_only_as_held() {
     state.apply(source(2, true)).unwrap();
     assert_eq!(state.entries[&0].durable.count(), 3);
     // Another header under the same number is refused.
-    let Record::Entry(mut other) = entry(0, "a", "a") else { panic!() };
+    let Record::Entry(mut other) = entry(0, "a", "a") else {
+        panic!()
+    };
     other.header.byte_len += 1;
     assert!(state.apply(Record::Entry(other)).is_err());
 }
