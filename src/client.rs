@@ -6,10 +6,10 @@ use crate::{
         HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions,
     },
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
-    protocol::{Layout, ManifestPromise, Open, OutFormat, Reason},
+    protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, ProgressCell, SendContext, SendError, SendLane, SendOutcome, Stage, cancelled,
-        send, status_error,
+        Budget, ProgressCell, SendContext, SendError, SendLane, Stage, cancelled, send,
+        status_error,
     },
     source::SourceSet,
     transfer::{Transfer, TransferReport},
@@ -268,7 +268,7 @@ impl Push {
         loop {
             let before = self.context.progress.snapshot();
             let error = match self.attempt(&open).await {
-                Ok(outcome) => return Ok(self.report(&outcome, begun)),
+                Ok(done) => return Ok(self.report(&done, begun)),
                 Err(error) => error,
             };
             if !is_retryable(&error) {
@@ -292,7 +292,7 @@ impl Push {
         }
     }
 
-    async fn attempt(&self, open: &Open) -> Result<SendOutcome, SendError> {
+    async fn attempt(&self, open: &Open) -> Result<Done, SendError> {
         self.context
             .progress
             .update(|p| p.stage = Stage::Connecting);
@@ -345,7 +345,7 @@ impl Push {
         }
     }
 
-    fn report(&self, outcome: &SendOutcome, begun: Instant) -> TransferReport {
+    fn report(&self, done: &Done, begun: Instant) -> TransferReport {
         let source = &self.context.source;
         let progress = self.context.progress.snapshot();
         let is_tensor = |kind: EntryKind| matches!(kind, EntryKind::Tensor { .. });
@@ -358,13 +358,13 @@ impl Push {
             checkpoint: self.target.clone(),
             tensor_count,
             file_count: source.entries().len() as u64 - tensor_count,
-            bytes: outcome.done.total_bytes,
+            bytes: done.total_bytes,
             wire_bytes: progress.wire_bytes,
             resumed_bytes: progress.resumed_bytes,
             session_count: progress.session_count,
             elapsed: begun.elapsed(),
-            durability: outcome.done.durability,
-            unchanged: outcome.done.unchanged,
+            durability: done.durability,
+            unchanged: done.unchanged,
         }
     }
 }

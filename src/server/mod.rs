@@ -187,7 +187,6 @@ impl ServerBuilder {
             catalog,
             registry: Registry::default(),
             options: ReceiveOptions {
-                budget_bytes: self.budget_bytes,
                 window_bytes: self.budget_bytes / 2,
                 chunk_len: self.chunk_len,
             },

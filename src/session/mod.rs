@@ -11,11 +11,10 @@ mod registry;
 mod send;
 mod workers;
 
-pub(crate) use buffers::{Budget, BufferPool};
+pub(crate) use buffers::Budget;
 pub(crate) use error::{SendError, SessionError};
 pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
-pub(crate) use send::{SendContext, SendLane, SendOutcome, cancelled, send, status_error};
-pub(crate) use workers::{on_cpu, on_io};
+pub(crate) use send::{SendContext, SendLane, cancelled, send, status_error};

@@ -54,8 +54,6 @@ const CODECS: u32 = codec::Codec::None.bit()
 /// Limits of a server's sessions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveOptions {
-    /// Bytes of chunks in memory, all sessions together.
-    pub(crate) budget_bytes: u64,
     /// Most bytes a sender may have unacknowledged.
     pub(crate) window_bytes: u64,
     /// Cell length of new transfers when the sender has no wish.
@@ -65,7 +63,6 @@ pub(crate) struct ReceiveOptions {
 impl Default for ReceiveOptions {
     fn default() -> Self {
         ReceiveOptions {
-            budget_bytes: 128 << 20,
             window_bytes: 64 << 20,
             chunk_len: CHUNK_LEN_DEFAULT,
         }
@@ -394,7 +391,7 @@ async fn run_lane(
         while let Some(event) = parser.next_event()? {
             match event {
                 Event::Head { frame, payload_len } => {
-                    let frame = decode_sender_frame(frame)?;
+                    let frame = decode_sender_frame(*frame)?;
                     pending = take_frame(&session, frame, payload_len).await?;
                 }
                 Event::Payload(rope) => take_payload(&session, std::mem::take(&mut pending), rope),
@@ -491,10 +488,9 @@ fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut rope: Rope) {
         let encoded = rope.split_to(chunk.encoded_len);
         let Some(ticket) = chunk.ticket else { continue };
         let (codec, reserved) = (chunk.codec, chunk.reserved);
-        session.job(
-            |job| on_cpu(job),
-            move |session| verify(session, ticket, codec, encoded, reserved),
-        );
+        session.job(on_cpu, move |session| {
+            verify(session, ticket, codec, encoded, reserved)
+        });
     }
 }
 
@@ -525,10 +521,9 @@ fn verify(
     let Some(placement) = session.core().grant(ticket) else {
         return;
     };
-    session.job(
-        |job| on_io(job),
-        move |session| place(session, placement, raw, reserved),
-    );
+    session.job(on_io, move |session| {
+        place(session, placement, raw, reserved)
+    });
 }
 
 /// On an I/O thread: the only write of this cell.
@@ -559,27 +554,21 @@ fn decode(codec_id: u32, encoded: Rope, raw_len: usize) -> Result<Rope, codec::C
 
 /// Compares a held cell with what the sender has.
 fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
-    session.job(
-        |work| on_io(work),
-        move |session| {
-            let mut bytes = vec![0; job.raw_len as usize];
-            match session
-                .staging
-                .files()
-                .read(&job.slot, job.offset, &mut bytes)
-            {
-                Ok(()) => session.job(
-                    |work| on_cpu(work),
-                    move |session| {
-                        let equal = *blake3::hash(&bytes).as_bytes() == job.blake3;
-                        let crc = checksum::crc32c(&bytes);
-                        session.core().compared(&job, equal, crc, Instant::now());
-                    },
-                ),
-                Err(error) => session.fail(error),
-            }
-        },
-    );
+    session.job(on_io, move |session| {
+        let mut bytes = vec![0; job.raw_len as usize];
+        match session
+            .staging
+            .files()
+            .read(&job.slot, job.offset, &mut bytes)
+        {
+            Ok(()) => session.job(on_cpu, move |session| {
+                let equal = *blake3::hash(&bytes).as_bytes() == job.blake3;
+                let crc = checksum::crc32c(&bytes);
+                session.core().compared(&job, equal, crc, Instant::now());
+            }),
+            Err(error) => session.fail(error),
+        }
+    });
 }
 
 /// Has a group made durable. The role learns of it only after the syncs.
@@ -620,7 +609,7 @@ async fn read_open(body: &mut Body, parser: &mut FrameParser) -> Result<Open, Se
             else {
                 return Err(ProtocolError::new(Reason::BadFrame, "open has a payload").into());
             };
-            return match decode_sender_frame(frame)? {
+            return match decode_sender_frame(*frame)? {
                 SenderFrame::Open(open) => Ok(*open),
                 SenderFrame::Join(_) => Err(ProtocolError::new(
                     Reason::Unsupported,

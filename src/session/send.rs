@@ -61,14 +61,6 @@ pub(crate) struct SendContext {
     pub(crate) cancel: watch::Receiver<bool>,
 }
 
-/// A session that reached its end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SendOutcome {
-    pub(crate) done: Done,
-    /// Grid of the transfer; `None` when nothing had to be sent.
-    pub(crate) chunk_len: Option<u32>,
-}
-
 /// The connection of a session: what was opened and the two directions of the lane.
 pub(crate) struct SendLane {
     pub(crate) out: LaneSender,
@@ -139,7 +131,7 @@ pub(crate) async fn send(
     context: SendContext,
     open: &Open,
     lane: SendLane,
-) -> Result<SendOutcome, SendError> {
+) -> Result<Done, SendError> {
     let SendLane {
         out,
         mut frames,
@@ -157,10 +149,7 @@ pub(crate) async fn send(
         ReceiverControl::Accept(accept) => accept,
         ReceiverControl::Done(done) => {
             settle_as_done(&context, &done);
-            return Ok(SendOutcome {
-                done,
-                chunk_len: None,
-            });
+            return Ok(done);
         }
         ReceiverControl::Abort(abort) => return Err(refusal(abort)),
     };
@@ -187,10 +176,7 @@ pub(crate) async fn send(
     }
     writer.abort();
     reader.abort();
-    result.map(|done| SendOutcome {
-        done,
-        chunk_len: Some(accept.chunk_len),
-    })
+    result
 }
 
 fn start(
@@ -348,24 +334,20 @@ fn announcement_of(entry: &SourceEntry) -> Announcement {
 fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) {
     let span = session.core().span(cell);
     let Some((offset, len)) = span else { return };
-    session.job(
-        |job| on_io(job),
-        move |session| {
-            let mut buffer = session.pool.take(len as usize, reserved);
-            if let Err(error) =
-                session
-                    .context
-                    .source
-                    .read_at(cell.entry as usize, offset, buffer.as_mut())
-            {
-                return session.fail(error);
-            }
-            session.job(
-                |job| on_cpu(job),
-                move |session| sum_and_queue(session, cell, offset, buffer),
-            );
-        },
-    );
+    session.job(on_io, move |session| {
+        let mut buffer = session.pool.take(len as usize, reserved);
+        if let Err(error) =
+            session
+                .context
+                .source
+                .read_at(cell.entry as usize, offset, buffer.as_mut())
+        {
+            return session.fail(error);
+        }
+        session.job(on_cpu, move |session| {
+            sum_and_queue(session, cell, offset, buffer)
+        });
+    });
 }
 
 fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuffer) {
@@ -498,35 +480,31 @@ fn take_frame(session: &Session, frame: pb::ReceiverFrame) -> Result<(), SendErr
 fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u64>) {
     let out = out.clone();
     let runtime = tokio::runtime::Handle::current();
-    session.job(
-        |job| on_io(job),
-        move |session| {
-            let mut hashes = Vec::new();
-            for cell in cells.clone() {
-                let span = session.core().span(CellId { entry, cell });
-                let Some((offset, len)) = span else { return };
-                let mut bytes = vec![0; len as usize];
-                if let Err(error) =
-                    session
-                        .context
-                        .source
-                        .read_at(entry as usize, offset, &mut bytes)
-                {
-                    return session.fail(error);
-                }
-                hashes.push(*blake3::hash(&bytes).as_bytes());
+    session.job(on_io, move |session| {
+        let mut hashes = Vec::new();
+        for cell in cells.clone() {
+            let span = session.core().span(CellId { entry, cell });
+            let Some((offset, len)) = span else { return };
+            let mut bytes = vec![0; len as usize];
+            if let Err(error) = session
+                .context
+                .source
+                .read_at(entry as usize, offset, &mut bytes)
+            {
+                return session.fail(error);
             }
-            let compare = Compare {
-                entry,
-                first_cell: cells.start,
-                hashes,
-            };
-            runtime.spawn(async move {
-                // A closed lane shows at the reader.
-                let _ = send_frame(&out, &SenderFrame::Compare(compare)).await;
-            });
-        },
-    );
+            hashes.push(*blake3::hash(&bytes).as_bytes());
+        }
+        let compare = Compare {
+            entry,
+            first_cell: cells.start,
+            hashes,
+        };
+        runtime.spawn(async move {
+            // A closed lane shows at the reader.
+            let _ = send_frame(&out, &SenderFrame::Compare(compare)).await;
+        });
+    });
 }
 
 /// Reads a refused cell again: the same bytes were damaged on the way, others
@@ -534,26 +512,22 @@ fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u6
 fn recheck(session: &Arc<Session>, cell: CellId, sent_crc32c: u32) {
     let span = session.core().span(cell);
     let Some((offset, len)) = span else { return };
-    session.job(
-        |job| on_io(job),
-        move |session| {
-            let mut bytes = vec![0; len as usize];
-            if let Err(error) =
-                session
-                    .context
-                    .source
-                    .read_at(cell.entry as usize, offset, &mut bytes)
-            {
-                return session.fail(error);
-            }
-            let same = checksum::crc32c(&bytes) == sent_crc32c;
-            let rechecked = session.core().rechecked(cell, same);
-            if let Err(error) = rechecked {
-                return session.fail(error);
-            }
-            session.wake.notify_one();
-        },
-    );
+    session.job(on_io, move |session| {
+        let mut bytes = vec![0; len as usize];
+        if let Err(error) = session
+            .context
+            .source
+            .read_at(cell.entry as usize, offset, &mut bytes)
+        {
+            return session.fail(error);
+        }
+        let same = checksum::crc32c(&bytes) == sent_crc32c;
+        let rechecked = session.core().rechecked(cell, same);
+        if let Err(error) = rechecked {
+            return session.fail(error);
+        }
+        session.wake.notify_one();
+    });
 }
 
 async fn finish_up(

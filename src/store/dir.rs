@@ -60,11 +60,6 @@ impl Dir {
         self.open_fd(".", OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// The path for messages and for people.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The path of a name beneath, for messages.
     pub(crate) fn shown(&self, name: &str) -> String {
         self.path.join(name).display().to_string()

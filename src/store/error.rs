@@ -29,9 +29,6 @@ pub(crate) enum StoreError {
     /// The journal cannot be used.
     #[error("the journal {path} cannot be used")]
     Journal { path: String, source: JournalError },
-    /// An earlier failure of the same transfer.
-    #[error("an earlier write of this transfer failed; nothing more is written")]
-    Poisoned,
     /// Bytes on disk are not those that were acknowledged.
     #[error("{name:?} is damaged: crc32c {expected:08x} was expected, {found:08x} found")]
     Damaged {
@@ -42,9 +39,6 @@ pub(crate) enum StoreError {
     /// manifest.json is not what this program writes.
     #[error("{path} is not a manifest of this program: {why}")]
     Manifest { path: String, why: String },
-    /// Nothing of that name.
-    #[error("{name} does not exist")]
-    NotFound { name: String },
     /// A name is not allowed.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -55,15 +49,12 @@ impl StoreError {
     pub(crate) fn reason(&self) -> Reason {
         match self {
             StoreError::Io { source, .. } if is_space(source) => Reason::DiskQuota,
-            StoreError::Io { .. } | StoreError::Poisoned | StoreError::Journal { .. } => {
-                Reason::StorageIoError
-            }
+            StoreError::Io { .. } | StoreError::Journal { .. } => Reason::StorageIoError,
             StoreError::Space { .. } => Reason::DiskQuota,
             StoreError::Exists { .. } => Reason::Exists,
             StoreError::Locked { .. } => Reason::Locked,
             StoreError::UnsafePath { .. } | StoreError::Manifest { .. } => Reason::UnsafePath,
             StoreError::Damaged { .. } => Reason::Checksum,
-            StoreError::NotFound { .. } => Reason::NotFound,
             StoreError::Plan(_) => Reason::BadName,
         }
     }

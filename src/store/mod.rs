@@ -24,5 +24,4 @@ pub(crate) use error::StoreError;
 pub(crate) use files::read_exact_at_most;
 pub(crate) use manifest::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor};
 pub(crate) use map::ReadMap;
-pub(crate) use space::Space;
 pub(crate) use staging::{Opened, Staging, StagingOptions};

@@ -228,11 +228,6 @@ impl Staging {
         }
     }
 
-    /// Checkpoint name.
-    pub(crate) fn name(&self) -> &CheckpointName {
-        &self.name
-    }
-
     /// Cell length in bytes, fixed for the life of the transfer.
     pub(crate) fn chunk_len(&self) -> u32 {
         self.chunk_len
@@ -456,6 +451,7 @@ impl Earlier {
     fn resume(self) -> Result<(Dir, Journal), StoreError> {
         let writer = JournalWriter::resume(self.file, &self.replay)
             .context("go on with", self.dir.shown(JOURNAL_FILE))?;
+        tracing::debug!(end = ?self.replay.end, good_len = self.replay.good_len, "the journal was replayed");
         let state = self.replay.state;
         Ok((self.dir, Journal { writer, state }))
     }

@@ -124,11 +124,6 @@ impl LaneSender {
             .await
             .map_err(|_| LaneClosed)
     }
-
-    /// Resolves when the other side has gone.
-    pub(crate) async fn closed(&self) {
-        self.items.closed().await;
-    }
 }
 
 #[cfg(test)]

@@ -9,9 +9,7 @@ mod parser;
 mod status;
 
 pub(crate) use body::{LaneBody, LaneSender, encode_message, frame_head};
-pub(crate) use decode::{
-    decode_layout, decode_out_format, decode_receiver_frame, decode_sender_frame,
-};
+pub(crate) use decode::{decode_receiver_frame, decode_sender_frame};
 pub(crate) use encode::{
     encode_layout, encode_out_format, encode_receiver_frame, encode_sender_frame,
     encode_sources_and_entries,

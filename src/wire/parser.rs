@@ -70,7 +70,7 @@ pub(crate) enum Event {
     /// All of a frame but its payload, which has `payload_len` bytes.
     Head {
         /// The frame with an empty payload.
-        frame: pb::SenderFrame,
+        frame: Box<pb::SenderFrame>,
         /// Bytes that follow in [`Event::Payload`].
         payload_len: usize,
     },
@@ -384,8 +384,10 @@ impl FrameParser {
         }))
     }
 
-    fn decode_head(&self) -> Result<pb::SenderFrame, WireError> {
-        pb::SenderFrame::decode(&self.head[..]).map_err(|e| malformed(&e.to_string()))
+    fn decode_head(&self) -> Result<Box<pb::SenderFrame>, WireError> {
+        pb::SenderFrame::decode(&self.head[..])
+            .map(Box::new)
+            .map_err(|e| malformed(&e.to_string()))
     }
 
     fn take(&mut self, piece: &mut Bytes, most: usize) -> Bytes {
@@ -443,7 +445,7 @@ mod tests {
             parser.feed(Bytes::copy_from_slice(piece));
             while let Some(event) = parser.next_event()? {
                 match event {
-                    Event::Head { frame, .. } => out.push((frame, Vec::new())),
+                    Event::Head { frame, .. } => out.push((*frame, Vec::new())),
                     Event::Payload(rope) => {
                         let bytes = rope.parts().flat_map(|p| p.to_vec()).collect();
                         out.last_mut().unwrap().1 = bytes;

@@ -47,12 +47,11 @@ mod script;
 #[cfg(test)]
 mod torture;
 
-pub(crate) use chain::{Chain, Fault, MAX_BODY_LEN, Step};
-pub(crate) use header::{HeaderFault, JournalHeader, MAX_HEADER_BODY_LEN};
-pub(crate) use record::{EntryRecord, Record, RecordError, Run};
-pub(crate) use replay::{End, JournalError, Replay, replay};
-pub(crate) use state::{EntryState, State, Violation};
-pub(crate) use writer::{JournalWriter, Poisoned};
+pub(crate) use header::JournalHeader;
+pub(crate) use record::{EntryRecord, Record, Run};
+pub(crate) use replay::{JournalError, Replay, replay};
+pub(crate) use state::{EntryState, State};
+pub(crate) use writer::JournalWriter;
 
 /// The generated record bodies.
 #[allow(

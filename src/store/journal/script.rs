@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Chain, EntryRecord, JournalHeader, Record, Run, State};
+use super::{EntryRecord, JournalHeader, Record, Run, State, chain::Chain};
 use crate::format::Dtype;
 use crate::plan::{CHUNK_LEN_MIN, EntryHeader, Grid, Order, RangeSet, SourceState};
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::Config;
 
 use super::script::{Choice, Script, choices, header};
-use super::{End, JournalWriter, Record, Replay, Run, replay};
+use super::{JournalWriter, Record, Replay, Run, replay, replay::End};
 
 fn config() -> Config {
     let cases = std::env::var("TENSORFERRY_JOURNAL_CASES");

@@ -101,6 +101,7 @@ impl JournalWriter {
     }
 
     /// Length of the journal in bytes.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
@@ -124,7 +125,7 @@ fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Erro
 #[cfg(test)]
 mod tests {
     use super::super::script::{header, session};
-    use super::super::{End, Run, replay};
+    use super::super::{Run, replay, replay::End};
     use super::*;
     use std::fs::OpenOptions;
 
