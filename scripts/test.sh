@@ -79,7 +79,7 @@ if [ "$what" = all ]; then
     part "kills"
     python3 scripts/kill_campaign.py --binary "$binary" --workdir "$work" --bytes 1G \
         --server-kills "${TENSORFERRY_KILLS:-5}" --client-kills "${TENSORFERRY_KILLS:-5}" \
-        --seed "${TENSORFERRY_SEED:-1}"
+        --seed "${TENSORFERRY_KILL_SEED:-1}"
 
     part "damage on the way"
     python3 tests/tools/corruption_check.py --binary "$binary"

@@ -373,7 +373,7 @@ impl Push {
 fn is_retryable(error: &SendError) -> bool {
     match error {
         SendError::Disconnected { .. } => true,
-        SendError::Refused { reason, .. } => *reason == Reason::Draining,
+        SendError::Refused { reason, .. } => matches!(reason, Reason::Draining | Reason::Idle),
         _ => false,
     }
 }

@@ -3,7 +3,6 @@
 use crate::{
     plan::PlanError,
     protocol::{ProtocolError, Reason},
-    session::{SendError, SessionError},
     source::SourceError,
     store::StoreError,
 };
@@ -179,7 +178,7 @@ fn code_of(reason: Reason) -> ErrorCode {
         Reason::Locked | Reason::Superseded => ErrorCode::Busy,
         Reason::SourceChanged => ErrorCode::SourceChanged,
         Reason::Interrupted => ErrorCode::Interrupted,
-        Reason::Draining => ErrorCode::Network,
+        Reason::Draining | Reason::Idle => ErrorCode::Network,
         _ => ErrorCode::Other,
     }
 }
@@ -208,36 +207,6 @@ impl From<StoreError> for Error {
             reason,
             message,
             source,
-        }
-    }
-}
-
-impl From<SendError> for Error {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::Refused { reason, message } => Error::Refused { reason, message },
-            SendError::Protocol(e) if e.reason == Reason::SourceChanged => Error::Refused {
-                reason: e.reason,
-                message: e.message,
-            },
-            SendError::Protocol(e) => Error::Protocol(e),
-            SendError::Wire(e) => Error::Protocol(ProtocolError::new(e.reason(), e.to_string())),
-            SendError::Disconnected { message } => Error::Transport {
-                endpoint: "the receiver".to_owned(),
-                message,
-            },
-            SendError::Source(e) => Error::Source(e),
-            SendError::Interrupted => Error::Interrupted,
-            SendError::Bug(why) => Error::Bug(why),
-        }
-    }
-}
-
-impl From<SessionError> for Error {
-    fn from(error: SessionError) -> Self {
-        Error::Refused {
-            reason: error.reason(),
-            message: error.to_string(),
         }
     }
 }

@@ -72,6 +72,8 @@ reasons! {
     Interrupted "INTERRUPTED";
     /// The server is shutting down.
     Draining "DRAINING";
+    /// The peer was silent for too long.
+    Idle "IDLE";
     /// A bug: something that cannot happen did.
     Bug "BUG";
 }

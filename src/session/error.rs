@@ -1,6 +1,7 @@
 //! Why a session ended.
 
 use crate::{
+    error::Error,
     protocol::{Abort, ProtocolError, Reason},
     source::SourceError,
     store::StoreError,
@@ -53,7 +54,8 @@ impl SessionError {
             SessionError::Store(e) => e.reason(),
             SessionError::Aborted(abort) => abort.reason.unwrap_or(Reason::Interrupted),
             SessionError::Superseded => Reason::Superseded,
-            SessionError::Disconnected(_) | SessionError::Idle(_) => Reason::Interrupted,
+            SessionError::Disconnected(_) => Reason::Interrupted,
+            SessionError::Idle(_) => Reason::Idle,
             SessionError::Draining => Reason::Draining,
             SessionError::Bug(_) => Reason::Bug,
         }
@@ -92,4 +94,34 @@ pub(crate) enum SendError {
     /// Something that cannot happen did.
     #[error("internal error: {0}")]
     Bug(String),
+}
+
+impl From<SendError> for Error {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Refused { reason, message } => Error::Refused { reason, message },
+            SendError::Protocol(e) if e.reason == Reason::SourceChanged => Error::Refused {
+                reason: e.reason,
+                message: e.message,
+            },
+            SendError::Protocol(e) => Error::Protocol(e),
+            SendError::Wire(e) => Error::Protocol(ProtocolError::new(e.reason(), e.to_string())),
+            SendError::Disconnected { message } => Error::Transport {
+                endpoint: "the receiver".to_owned(),
+                message,
+            },
+            SendError::Source(e) => Error::Source(e),
+            SendError::Interrupted => Error::Interrupted,
+            SendError::Bug(why) => Error::Bug(why),
+        }
+    }
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        Error::Refused {
+            reason: error.reason(),
+            message: error.to_string(),
+        }
+    }
 }

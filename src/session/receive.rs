@@ -554,6 +554,18 @@ fn decode(codec_id: u32, encoded: Rope, raw_len: usize) -> Result<Rope, codec::C
 
 /// Compares a held cell with what the sender has.
 fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
+    let session = Arc::clone(session);
+    session.job_count.fetch_add(1, Ordering::AcqRel);
+    // Thousands of comparisons may be asked for at once; their bytes come out of
+    // the same budget as chunks.
+    tokio::spawn(async move {
+        let reserved = session.budget.reserve(u64::from(job.raw_len)).await;
+        read_and_compare(&session, job, reserved);
+        session.job_count.fetch_sub(1, Ordering::AcqRel);
+    });
+}
+
+fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved) {
     session.job(on_io, move |session| {
         let mut bytes = vec![0; job.raw_len as usize];
         match session
@@ -565,6 +577,7 @@ fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
                 let equal = *blake3::hash(&bytes).as_bytes() == job.blake3;
                 let crc = checksum::crc32c(&bytes);
                 session.core().compared(&job, equal, crc, Instant::now());
+                drop((bytes, reserved));
             }),
             Err(error) => session.fail(error),
         }

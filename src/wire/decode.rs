@@ -28,6 +28,14 @@ fn bad_frame(message: impl Into<String>) -> WireError {
     refuse(Reason::BadFrame, message)
 }
 
+/// A number that a newer version may know.
+fn unsupported(what: &str, number: i32) -> WireError {
+    refuse(
+        Reason::Unsupported,
+        format!("{what} {number} is not known here"),
+    )
+}
+
 /// A sender's frame; its payload is left alone.
 pub(crate) fn decode_sender_frame(frame: pb::SenderFrame) -> Result<SenderFrame, WireError> {
     use pb::sender_frame::Control;
@@ -92,16 +100,16 @@ fn decode_open(open: pb::SenderOpen) -> Result<Open, WireError> {
         fingerprint: optional_array(&open.fingerprint, "fingerprint")?,
         codecs: open.codecs,
         chunk_len: Some(open.chunk_len).filter(|&n| n > 0),
-        commit_mode: match open.commit_mode() {
-            pb::CommitMode::Unspecified | pb::CommitMode::Group => CommitMode::Group,
-            pb::CommitMode::Strict => CommitMode::Strict,
-            pb::CommitMode::End => CommitMode::End,
-            pb::CommitMode::None => CommitMode::None,
+        commit_mode: match pb::CommitMode::try_from(open.commit_mode) {
+            Ok(pb::CommitMode::Unspecified | pb::CommitMode::Group) => CommitMode::Group,
+            Ok(pb::CommitMode::Strict) => CommitMode::Strict,
+            Ok(pb::CommitMode::End) => CommitMode::End,
+            Ok(pb::CommitMode::None) => CommitMode::None,
+            Err(_) => return Err(unsupported("commit mode", open.commit_mode)),
         },
-        layout: decode_layout(open.layout)
-            .ok_or_else(|| refuse(Reason::Unsupported, format!("layout {}", open.layout)))?,
+        layout: decode_layout(open.layout).ok_or_else(|| unsupported("layout", open.layout))?,
         out_format: decode_out_format(open.out_format)
-            .ok_or_else(|| refuse(Reason::Unsupported, format!("format {}", open.out_format)))?,
+            .ok_or_else(|| unsupported("container", open.out_format))?,
         overwrite: open.overwrite,
         restart: open.restart,
         verify: open.verify,
@@ -193,9 +201,10 @@ fn decode_entry(entry: pb::Entry) -> Result<Announcement, WireError> {
     }
     let header = EntryHeader {
         kind,
-        order: match entry.order() {
-            pb::Order::Unspecified | pb::Order::C => Order::C,
-            pb::Order::Fortran => Order::Fortran,
+        order: match pb::Order::try_from(entry.order) {
+            Ok(pb::Order::Unspecified | pb::Order::C) => Order::C,
+            Ok(pb::Order::Fortran) => Order::Fortran,
+            Err(_) => return Err(unsupported("order", entry.order)),
         },
         name: entry.name,
         shape: entry.shape,

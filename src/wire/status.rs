@@ -26,6 +26,7 @@ fn code(reason: Reason) -> Code {
         Reason::Superseded | Reason::SourceChanged => Code::Aborted,
         Reason::Draining => Code::Unavailable,
         Reason::Interrupted => Code::Cancelled,
+        Reason::Idle => Code::DeadlineExceeded,
         Reason::StorageIoError | Reason::SourceIoError | Reason::Bug => Code::Internal,
     }
 }

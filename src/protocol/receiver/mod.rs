@@ -26,6 +26,8 @@ const MAX_REJECTS_IN_ROW: u32 = 16;
 const MAX_WANTED_RUNS: usize = 16 << 10;
 /// Answers in one frame.
 const MAX_ANSWERS: usize = 512;
+/// Entries with durable cells in one frame.
+const MAX_DURABLE: usize = 8192;
 /// Chunks settled before an ack is sent while others are under way.
 const ACK_BATCH: u64 = 4;
 
@@ -210,7 +212,9 @@ impl Receiver {
             wanted: std::mem::take(&mut self.further),
             ..ReceiverFrame::default()
         };
-        for (entry, ranges) in std::mem::take(&mut self.durable_out) {
+        while frame.durable.len() < MAX_DURABLE
+            && let Some((entry, ranges)) = self.durable_out.pop_first()
+        {
             frame.durable.push(Durable { entry, ranges });
         }
         for (entry, ranges) in std::mem::take(&mut self.keeps_out) {
