@@ -146,12 +146,18 @@ fn is_control_or_direction(c: char) -> bool {
 #[derive(Debug, Default)]
 pub struct FileNames {
     folded: HashSet<String>,
+    /// Folders of those files: no file may have the name of one, nor the reverse.
+    folders: HashSet<String>,
 }
 
 impl FileNames {
     /// Marks a name that is already in use (taken from a journal).
     pub fn reserve(&mut self, file: &str) {
-        self.folded.insert(file.to_ascii_lowercase());
+        let folded = file.to_ascii_lowercase();
+        let slashes = folded.match_indices('/');
+        self.folders
+            .extend(slashes.map(|(at, _)| folded[..at].to_owned()));
+        self.folded.insert(folded);
     }
 
     /// Frees a name whose file is given up.
@@ -176,7 +182,15 @@ impl FileNames {
         let (folders, last) = name.rsplit_once('/').unwrap_or(("", name));
         let mut prefix = String::from("files/");
         for part in folders.split('/').filter(|p| !p.is_empty()) {
-            prefix.push_str(&safe_file_name(part, "", false));
+            let plain = safe_file_name(part, "", false);
+            let is_file = self
+                .folded
+                .contains(&format!("{prefix}{plain}").to_ascii_lowercase());
+            prefix.push_str(&if is_file {
+                safe_file_name(part, "", true)
+            } else {
+                plain
+            });
             prefix.push('/');
         }
         // The extension stays visible behind the mark.
@@ -190,12 +204,18 @@ impl FileNames {
     }
 
     fn pick(&mut self, name: &str, extension: &str, prefix: &str) -> String {
-        let plain = format!("{prefix}{}", safe_file_name(name, extension, false));
-        let file = if self.folded.contains(&plain.to_ascii_lowercase()) {
-            format!("{prefix}{}", safe_file_name(name, extension, true))
-        } else {
-            plain
-        };
+        let mut file = format!("{prefix}{}", safe_file_name(name, extension, false));
+        // 8 digits are few enough for somebody to find two names that share them.
+        for digits in [8, 16, 64] {
+            let folded = file.to_ascii_lowercase();
+            if !self.folded.contains(&folded) && !self.folders.contains(&folded) {
+                break;
+            }
+            file = format!(
+                "{prefix}{}",
+                marked_file_name(name, extension, true, digits)
+            );
+        }
         self.reserve(&file);
         file
     }
@@ -205,6 +225,11 @@ impl FileNames {
 /// `_`, and `~` with 8 hex digits of the name's BLAKE3 is added when that changed
 /// it, when it is too long, reserved or hidden, or when `mark` asks for it.
 pub fn safe_file_name(name: &str, extension: &str, mark: bool) -> String {
+    marked_file_name(name, extension, mark, 8)
+}
+
+/// As [`safe_file_name`] with a mark of `digits` hex digits.
+fn marked_file_name(name: &str, extension: &str, mark: bool, digits: usize) -> String {
     let mut safe: String = name
         .chars()
         .map(|c| {
@@ -219,11 +244,12 @@ pub fn safe_file_name(name: &str, extension: &str, mark: bool) -> String {
         safe.replace_range(..1, "_");
     }
     let too_long = safe.len() > MAX_PART_LEN;
-    safe.truncate(MAX_PART_LEN);
+    // A longer mark takes its room from the name.
+    safe.truncate(MAX_PART_LEN + 8 - digits);
     if mark || safe != name || too_long || is_reserved(&safe) {
         let hash = blake3::hash(name.as_bytes()).to_hex();
         safe.push('~');
-        safe.push_str(&hash[..8]);
+        safe.push_str(&hash[..digits]);
     }
     safe + extension
 }

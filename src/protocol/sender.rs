@@ -464,7 +464,7 @@ impl Sender {
 
     /// For tests: nothing that is durable is still to be sent.
     #[cfg(test)]
-    pub(super) fn check_invariants(&self) {
+    pub(crate) fn check_invariants(&self) {
         for entry in &self.entries {
             for cell in entry.pending.members() {
                 assert!(
@@ -473,5 +473,11 @@ impl Sender {
                 );
             }
         }
+    }
+
+    /// Durable cells by entry, for tests.
+    #[cfg(test)]
+    pub(crate) fn durable_cells(&self) -> impl Iterator<Item = &RangeSet> {
+        self.entries.iter().map(|entry| &entry.durable)
     }
 }

@@ -9,6 +9,8 @@ mod progress;
 mod receive;
 mod registry;
 mod send;
+#[cfg(test)]
+mod simulation;
 mod workers;
 
 pub(crate) use buffers::Budget;

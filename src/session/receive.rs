@@ -89,6 +89,7 @@ struct Session {
     failure: Mutex<Option<SessionError>>,
     job_count: AtomicUsize,
     budget: Budget,
+    window_bytes: u64,
 }
 
 impl Session {
@@ -199,11 +200,12 @@ pub(crate) async fn receive(
         },
         recovered,
     );
+    let window_bytes = context.options.window_bytes.max(u64::from(chunk_len));
     let accept = Accept {
         chunk_len,
         codecs: CODECS & open.codecs,
         durability: staging.durability(),
-        window_bytes: context.options.window_bytes.max(u64::from(chunk_len)),
+        window_bytes,
         session_token: random_token()?,
         epoch: staging.epoch(),
         max_lanes: 1,
@@ -216,6 +218,7 @@ pub(crate) async fn receive(
         failure: Mutex::new(None),
         job_count: AtomicUsize::new(0),
         budget: context.budget.clone(),
+        window_bytes,
     });
     send_control(&out, ReceiverControl::Accept(accept)).await?;
     let max_message_bytes = chunk_len as usize + MAX_HEAD_BYTES;
@@ -229,7 +232,7 @@ pub(crate) async fn receive(
         let _ = lane.await;
     }
     let result = match result {
-        Ok(plan) => publish(&session, plan, &out).await,
+        Ok(plan) => publish(&session, plan, &out, &seat).await,
         Err(error) => Err(error),
     };
     if let Err(error) = &result {
@@ -355,6 +358,7 @@ async fn publish(
     session: &Arc<Session>,
     plan: Box<PublishPlan>,
     out: &LaneSender,
+    seat: &Seat,
 ) -> Result<(), SessionError> {
     let entry_count = plan.entries.len() as u64;
     let total_bytes = plan
@@ -364,6 +368,7 @@ async fn publish(
         .sum();
     let staging = Arc::clone(&session.staging);
     let manifest_blake3 = blocking(move || Ok(staging.publish(&plan)?)).await?;
+    seat.published();
     let done = Done {
         unchanged: false,
         entry_count,
@@ -415,7 +420,8 @@ struct Pending {
     ticket: Option<Ticket>,
     codec: u32,
     encoded_len: usize,
-    reserved: Option<Reserved>,
+    /// Memory for all chunks of the frame.
+    reserved: Arc<Reserved>,
 }
 
 async fn take_frame(
@@ -452,29 +458,47 @@ async fn take_batch(
         );
         return Err(ProtocolError::new(Reason::BadFrame, why).into());
     }
-    let mut pending = Vec::with_capacity(batch.chunks.len());
+    if batch.chunks.is_empty() {
+        session.wake.notify_one();
+        return Ok(Vec::new());
+    }
+    let mut tickets = Vec::with_capacity(batch.chunks.len());
+    let (mut raw_bytes, mut bytes) = (0, 0);
     for head in &batch.chunks {
-        let arrival = session.core().arrive(0, head)?;
-        let (ticket, reserved) = match arrival {
+        tickets.push(match session.core().arrive(0, head)? {
             Arrival::Take(ticket) => {
+                raw_bytes += u64::from(head.raw_len);
                 // Both the encoded and the decoded bytes are in memory for a while.
-                let bytes = u64::from(head.raw_len)
+                bytes += u64::from(head.raw_len)
                     + if head.codec == 0 {
                         0
                     } else {
                         u64::from(head.encoded_len)
                     };
-                (Some(ticket), Some(session.budget.reserve(bytes).await))
+                Some(ticket)
             }
-            Arrival::Duplicate => (None, None),
-        };
-        pending.push(Pending {
+            Arrival::Duplicate => None,
+        });
+    }
+    // Chunks without payload make a short frame of any number of raw bytes.
+    if raw_bytes > session.window_bytes {
+        let why = format!(
+            "the chunks of a frame have {raw_bytes} raw bytes, the window is {}",
+            session.window_bytes
+        );
+        return Err(ProtocolError::new(Reason::TooLarge, why).into());
+    }
+    // At once: sessions that hold a part each and wait for more would wait forever.
+    let reserved = Arc::new(session.budget.reserve(bytes).await);
+    let heads = tickets.into_iter().zip(&batch.chunks);
+    let mut pending: Vec<Pending> = heads
+        .map(|(ticket, head)| Pending {
             ticket,
             codec: head.codec,
             encoded_len: head.encoded_len as usize,
-            reserved,
-        });
-    }
+            reserved: Arc::clone(&reserved),
+        })
+        .collect();
     session.wake.notify_one();
     if payload_len == 0 {
         // Chunks without bytes (all zero) are complete with their head.
@@ -500,7 +524,7 @@ fn verify(
     ticket: Ticket,
     codec: u32,
     encoded: Rope,
-    reserved: Option<Reserved>,
+    reserved: Arc<Reserved>,
 ) {
     let raw = match decode(codec, encoded, ticket.raw_len as usize) {
         Ok(raw) => raw,
@@ -527,7 +551,7 @@ fn verify(
 }
 
 /// On an I/O thread: the only write of this cell.
-fn place(session: &Arc<Session>, placement: Placement, raw: Rope, reserved: Option<Reserved>) {
+fn place(session: &Arc<Session>, placement: Placement, raw: Rope, reserved: Arc<Reserved>) {
     match session.staging.files().write(placement, raw.parts()) {
         Ok(written) => session.core().written(written, Instant::now()),
         Err((placement, error)) => {

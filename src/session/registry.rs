@@ -13,6 +13,8 @@ use tokio::sync::watch;
 #[derive(Debug)]
 struct Live {
     transfer_id: Digest16,
+    /// Only its staging is left to be removed.
+    is_published: bool,
     /// Set to true to make the session end.
     supersede: watch::Sender<bool>,
     /// Closed when the session is over.
@@ -37,7 +39,8 @@ pub(crate) struct Seat {
 
 impl Registry {
     /// Takes the place of `name`. A live session of the same transfer is told to
-    /// end and waited for, with all its writes; one of another transfer keeps it.
+    /// end and waited for, with all its writes, and so is one that has published;
+    /// any other of another transfer keeps the place.
     pub(crate) async fn take(
         &self,
         name: &CheckpointName,
@@ -54,6 +57,7 @@ impl Registry {
                             name.clone(),
                             Live {
                                 transfer_id,
+                                is_published: false,
                                 supersede,
                                 over,
                             },
@@ -65,7 +69,7 @@ impl Registry {
                             _over: over_sender,
                         });
                     }
-                    Some(other) if other.transfer_id == transfer_id => {
+                    Some(other) if other.transfer_id == transfer_id || other.is_published => {
                         // Nobody may be listening any more; then it ends anyway.
                         let _ = other.supersede.send(true);
                         other.over.clone()
@@ -97,6 +101,20 @@ impl Registry {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains_key(name)
+    }
+}
+
+impl Seat {
+    /// The checkpoint stands under its name: whoever comes next may wait.
+    pub(crate) fn published(&self) {
+        let mut live = self
+            .registry
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = live.get_mut(&self.name) {
+            live.is_published = true;
+        }
     }
 }
 
@@ -133,7 +151,13 @@ mod tests {
         drop(first);
         let second = second.await.unwrap();
         assert!(registry.is_live(&name));
+        second.published();
+        let third = tokio::spawn({
+            let (registry, name) = (registry.clone(), name.clone());
+            async move { registry.take(&name, [3; 16]).await.unwrap() }
+        });
         drop(second);
+        drop(third.await.unwrap());
         assert!(!registry.is_live(&name));
     }
 }

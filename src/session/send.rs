@@ -42,7 +42,7 @@ use tonic::{Streaming, transport::Channel};
 /// The receiver answers Open within this time: it may have to wait for the
 /// writes of an older session.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
-/// After an interrupt the receiver has this long to say what is safe.
+/// After Done and after an interrupt the receiver has this long to end the call.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of announcements in one frame.
 const ANNOUNCE_FRAME_BYTES: usize = 60 << 10;
@@ -170,8 +170,9 @@ pub(crate) async fn send(
         accept.chunk_len,
     ));
     let result = drive(&session, &out, accept.chunk_len).await;
-    if let Err(SendError::Interrupted) = &result {
-        // The receiver commits and tells how far it got; the reader takes that in.
+    if let Ok(_) | Err(SendError::Interrupted) = &result {
+        // After Done the receiver clears its staging away, and the name is free when
+        // it ends the call. After an interrupt it commits and tells how far it got.
         let _ = timeout(FAREWELL_TIMEOUT, &mut reader).await;
     }
     writer.abort();

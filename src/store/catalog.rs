@@ -121,7 +121,16 @@ impl Catalog {
     /// `None` when there was none.
     pub(crate) fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, StoreError> {
         let lock = NameLock::take(&self.locks()?, name)?;
-        publish::recover(self, name)?;
+        match publish::recover(self, name) {
+            // A publication that something is in the way of can be thrown away too.
+            Ok(())
+            | Err(
+                StoreError::Exists { .. }
+                | StoreError::UnsafePath { .. }
+                | StoreError::Manifest { .. },
+            ) => {}
+            Err(e) => return Err(e),
+        }
         let summary = self.transfer(name)?;
         self.remove_staging(name)?;
         self.transfers()?.sync()?;
@@ -142,7 +151,10 @@ impl Catalog {
             let name = &transfer.name;
             match NameLock::take(&self.locks()?, name) {
                 Ok(lock) => {
-                    publish::recover(self, name)?;
+                    // One that cannot be finished must not keep the others from being served.
+                    if let Err(error) = publish::recover(self, name) {
+                        tracing::warn!(%name, %error, "an interrupted publication cannot be finished now");
+                    }
                     lock.remove()?;
                 }
                 Err(StoreError::Locked { .. }) => {}

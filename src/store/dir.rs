@@ -277,6 +277,9 @@ impl Dir {
             Err(Errno::LOOP | Errno::XDEV) => {
                 Err(self.is_unsafe(name, "a symbolic link is in the way"))
             }
+            Err(Errno::NOTDIR) => {
+                Err(self.is_unsafe(name, "something that is not a folder is in the way"))
+            }
             other => other.context("open", self.shown(name)),
         }
     }

@@ -7,13 +7,15 @@ use super::{
 use crate::plan::CheckpointName;
 use std::{fs::File, fs::TryLockError, os::unix::fs::MetadataExt};
 
-/// The lock of one checkpoint name; dropping it unlocks.
+/// The lock of one checkpoint name; dropping it unlocks and removes the file, so
+/// that refused names leave nothing behind.
 #[derive(Debug)]
 pub(crate) struct NameLock {
     // Held for its lock.
     _file: File,
     dir: Dir,
     file_name: String,
+    is_removed: bool,
 }
 
 impl NameLock {
@@ -45,14 +47,26 @@ impl NameLock {
                     _file: file,
                     dir: locks.clone(),
                     file_name,
+                    is_removed: false,
                 });
             }
         }
     }
 
     /// Unlocks and removes the lock file.
-    pub(crate) fn remove(self) -> Result<(), StoreError> {
+    pub(crate) fn remove(mut self) -> Result<(), StoreError> {
+        // Once only: a file made by the next holder must not be unlinked.
+        self.is_removed = true;
         self.dir.remove_file(&self.file_name)
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // Still locked here: whoever waits finds the unlinked file worthless.
+        if !self.is_removed {
+            let _ = self.dir.remove_file(&self.file_name);
+        }
     }
 }
 

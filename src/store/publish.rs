@@ -55,6 +55,10 @@ pub(super) fn publish(
         sync_folders(data)?;
     }
     let overwrite = staging.open.overwrite;
+    // After the record the transfer can only be published, so what is in the way
+    // must show before it.
+    let (parent, last) = staging.catalog.target(&staging.name)?;
+    must_exchange(&staging.name, &parent, &last, overwrite)?;
     staging.append(&[Record::Publish {
         manifest_blake3: hash,
         overwrite,
@@ -89,23 +93,37 @@ fn rename(
     overwrite: bool,
 ) -> Result<(), StoreError> {
     let (parent, last) = catalog.target(name)?;
-    let in_the_way = match parent.try_sub(&last)? {
-        Some(target) => !target.is_empty()?,
-        None => false,
-    };
-    if in_the_way && overwrite {
+    if must_exchange(name, &parent, &last, overwrite)? {
         // The old version now lies in staging and goes with it.
         dir.exchange(DATA_DIR, &parent, &last)?;
-    } else if in_the_way {
-        return Err(StoreError::Exists {
-            name: name.to_string(),
-            why: "something was put there while the transfer ran",
-        });
     } else {
         dir.rename(DATA_DIR, &parent, &last)?;
     }
     parent.sync()?;
     dir.sync()
+}
+
+/// Whether a checkpoint stands under the final name and is to be replaced. A
+/// folder that is not a checkpoint is never replaced: what is exchanged is removed.
+fn must_exchange(
+    name: &CheckpointName,
+    parent: &Dir,
+    last: &str,
+    overwrite: bool,
+) -> Result<bool, StoreError> {
+    let Some(target) = parent.try_sub(last)? else {
+        return Ok(false);
+    };
+    if target.is_empty()? {
+        return Ok(false);
+    }
+    if overwrite && Manifest::read(&target)?.is_some() {
+        return Ok(true);
+    }
+    Err(StoreError::Exists {
+        name: name.to_string(),
+        why: "something was put there while the transfer ran",
+    })
 }
 
 /// Finishes a publication that a crash interrupted; otherwise changes nothing.

@@ -316,7 +316,7 @@ impl Receiver {
 
     /// Every cell in exactly one state, for tests.
     #[cfg(test)]
-    pub(super) fn check_invariants(&self) {
+    pub(crate) fn check_invariants(&self) {
         for slot in self.slots.values() {
             let sets = [
                 &slot.durable,
@@ -336,7 +336,7 @@ impl Receiver {
 
     /// Name and cells of every durable range, for tests.
     #[cfg(test)]
-    pub(super) fn durable_cells(&self) -> Vec<(String, RangeSet)> {
+    pub(crate) fn durable_cells(&self) -> Vec<(String, RangeSet)> {
         let slots = self.slots.values();
         slots
             .map(|s| (s.slot.header.name.clone(), s.durable.clone()))

@@ -47,6 +47,8 @@ mod script;
 #[cfg(test)]
 mod torture;
 
+#[cfg(test)]
+pub(crate) use chain::{Chain, Step};
 pub(crate) use header::JournalHeader;
 pub(crate) use record::{EntryRecord, Record, Run};
 pub(crate) use replay::{JournalError, Replay, replay};

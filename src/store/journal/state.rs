@@ -145,6 +145,8 @@ impl State {
                 self.entries_digest = entries_digest;
                 self.publish = None;
                 if adopted {
+                    // The files of another owner only look like this one's.
+                    self.sources.clear();
                     self.entries.values_mut().for_each(EntryState::hold);
                 }
             }
