@@ -141,14 +141,14 @@ async fn h6_a_second_chunk_of_a_written_cell_is_acked_and_ignored() {
     let other = noise("other", CHUNK);
     session.send(frame_chunk(head(0, 0, &other), &other)).await;
     // And twice in one frame.
-    let (mut twice, second) = (load.chunk(0, 1), load.chunk(0, 1));
+    let (mut twice, second) = (load.chunk(1, 0), load.chunk(1, 0));
     twice.chunks.extend(second.chunks);
     twice.payload = [twice.payload, second.payload].concat().into();
     session.send(twice).await;
     session.settle().await;
     assert!(session.rejects.is_empty());
+    session.send(load.chunk(0, 1)).await;
     session.send(load.chunk(0, 2)).await;
-    session.send(load.chunk(1, 0)).await;
     session.settle().await;
     session.finish(&load).await;
     server.assert_landed("victim", &load);

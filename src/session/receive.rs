@@ -617,7 +617,9 @@ fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<()> {
             session.wake.notify_one();
             std::thread::sleep(Duration::from_millis(20));
         }
-        match session.staging.commit(&group) {
+        let committed = catch_unwind(AssertUnwindSafe(|| session.staging.commit(&group)));
+        let bug = || SessionError::Bug("the committer panicked".to_owned());
+        match committed.map_err(|_| bug()).and_then(|c| Ok(c?)) {
             Ok(()) => {
                 let complete = session.core().committed(group.id);
                 complete

@@ -121,7 +121,7 @@ impl Catalog {
     /// `None` when there was none.
     pub(crate) fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, StoreError> {
         let lock = NameLock::take(&self.locks()?, name)?;
-        match publish::recover(self, name) {
+        match publish::recover(self, name, false) {
             // A publication that something is in the way of can be thrown away too.
             Ok(())
             | Err(
@@ -152,7 +152,7 @@ impl Catalog {
             match NameLock::take(&self.locks()?, name) {
                 Ok(lock) => {
                     // One that cannot be finished must not keep the others from being served.
-                    if let Err(error) = publish::recover(self, name) {
+                    if let Err(error) = publish::recover(self, name, false) {
                         tracing::warn!(%name, %error, "an interrupted publication cannot be finished now");
                     }
                     lock.remove()?;

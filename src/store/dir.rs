@@ -90,8 +90,8 @@ impl Dir {
         for part in name.split('/').filter(|p| !p.is_empty()) {
             let mode = if private { PRIVATE } else { PUBLIC };
             match fs::mkdirat(dir.fd.as_fd(), part, mode) {
-                Ok(()) => dir.sync()?,
-                Err(Errno::EXIST) => {}
+                // Also one that exists: whoever made it may have died before its sync.
+                Ok(()) | Err(Errno::EXIST) => dir.sync()?,
                 Err(e) => return Err(e).context("make", dir.shown(part)),
             }
             dir = dir.sub(part)?;

@@ -127,8 +127,13 @@ fn must_exchange(
 }
 
 /// Finishes a publication that a crash interrupted; otherwise changes nothing.
-/// The caller holds the lock of the name.
-pub(super) fn recover(catalog: &Catalog, name: &CheckpointName) -> Result<(), StoreError> {
+/// The caller holds the lock of the name. `may_replace` = what stands there may be
+/// replaced even if the interrupted session did not say so.
+pub(super) fn recover(
+    catalog: &Catalog,
+    name: &CheckpointName,
+    may_replace: bool,
+) -> Result<(), StoreError> {
     let Some(dir) = catalog.transfers()?.try_sub(&name.short_hash())? else {
         return Ok(());
     };
@@ -163,7 +168,7 @@ pub(super) fn recover(catalog: &Catalog, name: &CheckpointName) -> Result<(), St
             return Ok(());
         }
         catalog.prepare_target(name)?;
-        rename(catalog, name, &dir, overwrite)?;
+        rename(catalog, name, &dir, overwrite || may_replace)?;
     } else {
         // The rename happened, but perhaps not the syncs after it.
         catalog.target(name)?.0.sync()?;

@@ -30,10 +30,13 @@ use crate::{
 };
 use std::{
     fs::File,
+    io::{Read, Seek, SeekFrom},
     sync::{Arc, Mutex, PoisonError},
 };
 
 pub(super) const JOURNAL_FILE: &str = "journal";
+/// A journal being rewritten.
+const NEW_JOURNAL_FILE: &str = "journal.new";
 pub(super) const DATA_DIR: &str = "data";
 /// Bytes set aside per entry for its header, journal records and manifest.
 const OVERHEAD_BYTES: u64 = 1024;
@@ -113,7 +116,7 @@ impl Staging {
         if open.restart {
             catalog.remove_staging(&name)?;
         }
-        publish::recover(catalog, &name)?;
+        publish::recover(catalog, &name, open.overwrite)?;
         if let Some(unchanged) = check_published(catalog, &open)? {
             lock.remove()?;
             return Ok(unchanged);
@@ -448,8 +451,27 @@ impl Earlier {
         sizes.sum()
     }
 
+    /// The good part of the journal as a new file, durable under its name. What was
+    /// read may have come from pages that an earlier sync failed to write and left
+    /// marked as clean; written anew, they reach the disk or fail loudly.
+    fn rewrite(&self) -> Result<File, StoreError> {
+        let shown = self.dir.shown(NEW_JOURNAL_FILE);
+        self.dir.remove_file(NEW_JOURNAL_FILE)?;
+        let mut file = self.dir.create(NEW_JOURNAL_FILE)?;
+        let mut good = (&self.file).take(self.replay.good_len);
+        (&self.file)
+            .seek(SeekFrom::Start(0))
+            .context("read", &shown)?;
+        std::io::copy(&mut good, &mut file).context("write", &shown)?;
+        file.sync_all().context("sync", &shown)?;
+        self.dir.rename(NEW_JOURNAL_FILE, &self.dir, JOURNAL_FILE)?;
+        self.dir.sync()?;
+        Ok(file)
+    }
+
     fn resume(self) -> Result<(Dir, Journal), StoreError> {
-        let writer = JournalWriter::resume(self.file, &self.replay)
+        let file = self.rewrite()?;
+        let writer = JournalWriter::resume(file, &self.replay)
             .context("go on with", self.dir.shown(JOURNAL_FILE))?;
         tracing::debug!(end = ?self.replay.end, good_len = self.replay.good_len, "the journal was replayed");
         let state = self.replay.state;

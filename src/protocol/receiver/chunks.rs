@@ -85,7 +85,10 @@ impl Receiver {
     /// The bytes of a chunk are verified: may they be written? `None` when
     /// another chunk got the cell meanwhile.
     pub fn grant(&mut self, ticket: Ticket) -> Option<Placement> {
-        let slot = self.slots.get_mut(&ticket.number)?;
+        let Some(slot) = self.slots.get_mut(&ticket.number) else {
+            self.settle(ticket.lane, ticket.sequence);
+            return None;
+        };
         if slot.is_taken(ticket.cell) || self.publishing || self.ending {
             let (lane, sequence) = (ticket.lane, ticket.sequence);
             self.settle(lane, sequence);
