@@ -1,4 +1,31 @@
-//! Moves ML checkpoints between machines over gRPC into memory-mappable `.npy` files.
+//! Moves machine learning checkpoints between machines over gRPC: a safetensors or
+//! `.npy` checkpoint on one machine becomes a folder of memory-mappable `.npy` files
+//! on another. Every chunk is verified before it is written, what is acknowledged
+//! as durable survives a crash, and the same call made again goes on where the
+//! receiver's disk stands.
+//!
+//! A server and a push in one process:
+//!
+//! ```no_run
+//! use std::{path::PathBuf, sync::Arc};
+//! use tensorferry::{Checkpoint, Client, Error, PushOptions, Server, source::SourceSet};
+//!
+//! # async fn example() -> Result<(), Error> {
+//! let server = Server::builder("/data").bind(([127, 0, 0, 1], 0).into()).await?;
+//! let client = Client::new(&server.local_addr().to_string())?;
+//! tokio::spawn(server.serve(std::future::pending()));
+//!
+//! let source = SourceSet::open(&[PathBuf::from("model")], &Default::default())?;
+//! let report = client.push(Arc::new(source), &"run7".parse()?, PushOptions::default()).await?;
+//! println!("{} bytes, {} of them resumed", report.bytes, report.resumed_bytes);
+//!
+//! let landed = Checkpoint::open("/data/run7")?;
+//! println!("{} tensors", landed.tensors().len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The modules are floors; imports run downwards only (see ARCHITECTURE.md).
 
 mod checkpoint;
 mod client;

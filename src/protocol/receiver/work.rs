@@ -35,7 +35,7 @@ pub struct ReceiverConfig {
     pub layout: Layout,
     /// What the sender promised at Open.
     pub manifest: ManifestPromise,
-    /// From [`super::Open::fingerprint`].
+    /// From [`crate::protocol::Open::fingerprint`].
     pub fingerprint: Option<Digest16>,
 }
 
@@ -127,9 +127,9 @@ pub enum ReceiveAction {
         /// What to say.
         frame: ReceiverFrame,
     },
-    /// Make a group durable, then call [`Receiver::committed`].
+    /// Make a group durable, then call [`super::Receiver::committed`].
     Commit(Group),
-    /// Compare a cell, then call [`Receiver::compared`].
+    /// Compare a cell, then call [`super::Receiver::compared`].
     Compare(CompareJob),
     /// Publish; the session ends with Done.
     Publish(Box<PublishPlan>),
