@@ -88,7 +88,8 @@ impl Checkpoint {
     /// # Errors
     /// [`SourceError::NotFound`] when there is no folder or no manifest in it,
     /// [`Error::Damaged`] when the manifest contradicts itself.
-    pub fn open(dir: &Path) -> Result<Checkpoint, Error> {
+    pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint, Error> {
+        let dir = dir.as_ref();
         let folder = open_existing(dir)?;
         let manifest = match Manifest::read(folder.root()) {
             Ok(Some((manifest, _))) => manifest,
