@@ -336,7 +336,7 @@ fn verify_finds_a_flipped_byte_and_a_missing_file() {
         temp.path(),
         &["push", "model", "out", "--layout", "indexed", "--verify"],
     );
-    let checkpoint = Checkpoint::open(&temp.path().join("out")).unwrap();
+    let checkpoint = Checkpoint::open(temp.path().join("out")).unwrap();
     let info = checkpoint
         .tensors()
         .find(|t| t.name == "layer.weight")
