@@ -16,7 +16,7 @@ use crate::{
     format::{checksum, codec},
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Digest16, Grid},
     protocol::{
-        Abort, Accept, Arrival, Batch, CommitMode, CommitPolicy, CompareJob, Done, Group,
+        Accept, Arrival, Batch, CommitMode, CommitPolicy, CompareJob, Done, Group,
         MAX_CONTROL_BYTES, MAX_HEAD_BYTES, Open, Placement, ProtocolError, PublishPlan, Reason,
         ReceiveAction, Receiver, ReceiverConfig, ReceiverControl, ReceiverFrame, SenderFrame,
         Ticket,
@@ -222,7 +222,7 @@ pub(crate) async fn receive(
     });
     send_control(&out, ReceiverControl::Accept(accept)).await?;
     let max_message_bytes = chunk_len as usize + MAX_HEAD_BYTES;
-    parser.set_limits(max_message_bytes, max_message_bytes);
+    parser.set_limits(max_message_bytes, max_message_bytes.min(MAX_CONTROL_BYTES));
 
     let mut lane = Some(tokio::spawn(run_lane(Arc::clone(&session), body, parser)));
     let result = drive(&session, &out, &seat, &mut draining, &mut lane).await;
@@ -402,7 +402,15 @@ async fn run_lane(
                 Event::Payload(rope) => take_payload(&session, std::mem::take(&mut pending), rope),
             }
         }
-        match next_data(&mut body).await? {
+        // Memory is reserved for a frame that has begun: it must go on.
+        let data = if parser.is_at_boundary() {
+            next_data(&mut body).await?
+        } else {
+            timeout(STALL_TIMEOUT, next_data(&mut body))
+                .await
+                .map_err(|_| SessionError::Idle(STALL_TIMEOUT.as_secs()))??
+        };
+        match data {
             Some(data) => parser.feed(data),
             None if parser.is_at_boundary() => return Ok(()),
             None => {
@@ -770,11 +778,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(SessionError::Bug(error.to_string())))
-}
-
-/// What the sender is told when it aborts itself.
-impl From<Abort> for SessionError {
-    fn from(abort: Abort) -> Self {
-        SessionError::Aborted(abort)
-    }
 }

@@ -35,6 +35,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
+    task::JoinHandle,
     time::timeout,
 };
 use tonic::{Streaming, transport::Channel};
@@ -163,16 +164,24 @@ pub(crate) async fn send(
     }
     let (session, prepared) = start(context, open, &accept, grid);
     let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
-    let writer = tokio::spawn(write_chunks(
+    let mut writer = tokio::spawn(write_chunks(
         Arc::clone(&session),
         out.clone(),
         prepared,
         accept.chunk_len,
     ));
-    let result = drive(&session, &out, accept.chunk_len).await;
-    if let Ok(_) | Err(SendError::Interrupted) = &result {
-        // After Done the receiver clears its staging away, and the name is free when
-        // it ends the call. After an interrupt it commits and tells how far it got.
+    let mut cancel = session.context.cancel.clone();
+    let result = tokio::select! {
+        result = drive(&session, &out, accept.chunk_len) => result,
+        () = panicked(&mut reader) => Err(SendError::Bug("the reader of answers panicked".to_owned())),
+        () = panicked(&mut writer) => Err(SendError::Bug("the writer of chunks panicked".to_owned())),
+        // A receiver that reads nothing must not keep the user waiting.
+        () = cancelled_for(&mut cancel, FAREWELL_TIMEOUT) => Err(SendError::Interrupted),
+    };
+    let is_over = result.is_ok() || matches!(result, Err(SendError::Interrupted));
+    if is_over && !reader.is_finished() {
+        // The receiver commits and tells how far it got, or cleans up after Done;
+        // the reader takes that in.
         let _ = timeout(FAREWELL_TIMEOUT, &mut reader).await;
     }
     writer.abort();
@@ -634,6 +643,19 @@ fn transport_message(status: &tonic::Status) -> String {
         cause = error.source();
     }
     message
+}
+
+/// Resolves when a task panicked; never when it ended in order.
+async fn panicked(task: &mut JoinHandle<()>) {
+    if task.await.is_ok() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Resolves a while after the user wanted to stop.
+async fn cancelled_for(cancel: &mut watch::Receiver<bool>, time: Duration) {
+    cancelled(cancel).await;
+    tokio::time::sleep(time).await;
 }
 
 /// Resolves when the user wants to stop; never when nobody can want it any more.

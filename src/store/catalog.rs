@@ -1,7 +1,7 @@
 //! The root folder: published checkpoints and the service folder beside them.
 
 use super::{
-    dir::{Dir, Node},
+    dir::{Dir, Node, is_not_found},
     error::StoreError,
     journal::replay,
     lock::NameLock,
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 const SERVICE_DIR: &str = ".tensorferry";
 const TRANSFERS: &str = ".tensorferry/transfers";
 const LOCKS: &str = ".tensorferry/locks";
+/// Attempts to lock a name while others remove the empty service folder.
+const LOCK_ATTEMPTS: usize = 16;
 /// Folders deep that checkpoints are looked for.
 const MAX_DEPTH: usize = 16;
 
@@ -61,6 +63,18 @@ impl Catalog {
 
     pub(super) fn locks(&self) -> Result<Dir, StoreError> {
         self.root.make_all(LOCKS, true)
+    }
+
+    /// Locks a name for this process.
+    pub(super) fn lock(&self, name: &CheckpointName) -> Result<NameLock, StoreError> {
+        for _ in 0..LOCK_ATTEMPTS {
+            match NameLock::take(&self.locks()?, name) {
+                // Another process that finished took the empty folder away.
+                Err(e) if is_not_found(&e) => {}
+                other => return other,
+            }
+        }
+        NameLock::take(&self.locks()?, name)
     }
 
     /// No checkpoint may lie inside another.
@@ -120,7 +134,7 @@ impl Catalog {
     /// Throws an unfinished transfer away. Returns the durable bytes lost, or
     /// `None` when there was none.
     pub(crate) fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, StoreError> {
-        let lock = NameLock::take(&self.locks()?, name)?;
+        let lock = self.lock(name)?;
         match publish::recover(self, name, false) {
             // A publication that something is in the way of can be thrown away too.
             Ok(())
@@ -143,8 +157,12 @@ impl Catalog {
     pub(crate) fn recover(&self) -> Result<(), StoreError> {
         if let Some(transfers) = self.root.try_sub(TRANSFERS)? {
             for (child, _) in transfers.list()? {
-                // What is left when a crash cut short the removal of a staging.
-                transfers.remove_empty_dir(&child);
+                // What is left when a crash cut short the removal of a staging;
+                // under its lock, for it looks like one that is being made.
+                if let Ok(lock) = NameLock::take_hash(&self.locks()?, &child, &child) {
+                    transfers.remove_empty_dir(&child);
+                    lock.remove()?;
+                }
             }
         }
         for transfer in self.list_transfers()? {
@@ -227,7 +245,8 @@ impl Catalog {
     /// Removes the service folder when nothing is in it.
     pub(crate) fn remove_empty_service_dir(&self) {
         if let Ok(Some(service)) = self.root.try_sub(SERVICE_DIR) {
-            let _ = service.remove_empty_dir("transfers") && service.remove_empty_dir("locks");
+            // Locks first: whoever works on a transfer has one there.
+            let _ = service.remove_empty_dir("locks") && service.remove_empty_dir("transfers");
             let _ = self.root.remove_empty_dir(SERVICE_DIR);
         }
     }

@@ -256,6 +256,11 @@ impl Dir {
         fs::fsync(self.fd.as_fd()).context("sync", self.shown(""))
     }
 
+    /// Makes everything on this folder's file system durable.
+    pub(crate) fn sync_file_system(&self) -> Result<(), StoreError> {
+        fs::syncfs(self.fd.as_fd()).context("sync the file system of", self.shown(""))
+    }
+
     /// Splits a relative path into its folder and last part.
     fn parent_of<'a>(&self, name: &'a str) -> Result<(Dir, &'a str), StoreError> {
         match name.rsplit_once('/') {

@@ -26,7 +26,7 @@ use std::{
 const ALLOCATE_AHEAD_BYTES: u64 = 32 << 20;
 /// Above this many files a group is synced by one `syncfs`.
 const MAX_SINGLE_SYNCS: usize = 64;
-/// Above this many open files one that is complete is closed before its sync, and
+/// Above this many open files those that were just used are closed before their sync, and
 /// the group is then synced by `syncfs`, which hears of errors all the same.
 const MAX_OPEN_FILES: usize = 256;
 
@@ -81,6 +81,8 @@ struct OpenFiles {
     by_number: HashMap<u32, Arc<OpenFile>>,
     /// Files made in this session: they exist although no record may say so yet.
     made: HashSet<u32>,
+    /// Folders below `data` that exist.
+    folders: HashSet<String>,
     /// Some were closed before they were synced.
     closed_early: bool,
 }
@@ -166,10 +168,7 @@ impl Files {
         }
         self.written_bytes
             .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
-        let slot = placement.slot();
-        if u64::from(placement.raw_len()) == slot.header.byte_len {
-            self.close_if_many(slot.number);
-        }
+        self.close_if_many(placement.slot().number);
         Ok(())
     }
 
@@ -190,9 +189,12 @@ impl Files {
         buf: &mut [u8],
     ) -> Result<(), StoreError> {
         let file = self.file(slot, true)?;
-        file.file
+        let done = file
+            .file
             .read_exact_at(buf, file.prefix_len + offset)
-            .context("read", &file.path)
+            .context("read", &file.path);
+        self.close_if_many(slot.number);
+        done
     }
 
     /// Gives a finished file's descriptor back.
@@ -254,6 +256,11 @@ impl Files {
         let file = if recorded || open.made.contains(&slot.number) {
             self.data.open(&slot.file, true)?
         } else {
+            let folder = slot.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+            if !open.folders.contains(folder) {
+                self.data.make_all(folder, false)?;
+                open.folders.insert(folder.to_owned());
+            }
             let file = self.make(slot, &prefix, file_len)?;
             open.made.insert(slot.number);
             file
@@ -271,7 +278,6 @@ impl Files {
 
     fn make(&self, slot: &SlotFile, prefix: &[u8], file_len: u64) -> Result<File, StoreError> {
         let folder = slot.file.rsplit_once('/').map_or("", |(folder, _)| folder);
-        self.data.make_all(folder, false)?;
         // What an earlier session left without a record is worth nothing.
         self.data.remove_file(&slot.file)?;
         let file = self.data.create(&slot.file)?;

@@ -21,14 +21,20 @@ pub(crate) struct NameLock {
 impl NameLock {
     /// Takes the lock, or says that another process has it.
     pub(crate) fn take(locks: &Dir, name: &CheckpointName) -> Result<Self, StoreError> {
-        let file_name = format!("{}.lock", name.short_hash());
+        NameLock::take_hash(locks, &name.short_hash(), name.as_str())
+    }
+
+    /// Takes the lock of the name with this short hash; `shown` stands for it in
+    /// messages.
+    pub(crate) fn take_hash(locks: &Dir, hash: &str, shown: &str) -> Result<Self, StoreError> {
+        let file_name = format!("{hash}.lock");
         loop {
             let file = locks.open_or_create(&file_name)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     return Err(StoreError::Locked {
-                        name: name.to_string(),
+                        name: shown.to_owned(),
                         why: "another process works on it",
                     });
                 }

@@ -14,8 +14,8 @@ use std::{
 
 /// File name of the manifest.
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
-/// Most bytes of a manifest that is read back.
-const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+/// Most bytes of a manifest.
+pub(super) const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
 /// The manifest of one checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

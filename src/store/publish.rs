@@ -12,7 +12,10 @@ use super::{
     error::{IoContext, StoreError},
     files::file_prefix,
     journal::{JournalError, Record, replay},
-    manifest::{self, MANIFEST_FILE, Manifest, ManifestBlob, ManifestSource, ManifestTensor},
+    manifest::{
+        self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestBlob, ManifestSource,
+        ManifestTensor,
+    },
     staging::{DATA_DIR, JOURNAL_FILE, Staging},
 };
 use crate::{
@@ -46,6 +49,12 @@ pub(super) fn publish(
 
     let bytes = manifest.to_bytes();
     let hash = *blake3::hash(&bytes).as_bytes();
+    if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(StoreError::Manifest {
+            path: data.shown(MANIFEST_FILE),
+            why: format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len()),
+        });
+    }
     data.remove_file(MANIFEST_FILE)?;
     let mut file = data.create(MANIFEST_FILE)?;
     let shown = data.shown(MANIFEST_FILE);
@@ -58,6 +67,7 @@ pub(super) fn publish(
     // After the record the transfer can only be published, so what is in the way
     // must show before it.
     let (parent, last) = staging.catalog.target(&staging.name)?;
+    staging.catalog.check_nesting(&staging.name)?;
     must_exchange(&staging.name, &parent, &last, overwrite)?;
     staging.append(&[Record::Publish {
         manifest_blake3: hash,
@@ -93,6 +103,8 @@ fn rename(
     overwrite: bool,
 ) -> Result<(), StoreError> {
     let (parent, last) = catalog.target(name)?;
+    // The folder is held open: one that became a checkpoint since is found here.
+    catalog.check_nesting(name)?;
     if must_exchange(name, &parent, &last, overwrite)? {
         // The old version now lies in staging and goes with it.
         dir.exchange(DATA_DIR, &parent, &last)?;

@@ -110,33 +110,45 @@ impl Staging {
         options: StagingOptions,
     ) -> Result<Opened, StoreError> {
         let name = open.checkpoint.clone();
-        let lock = NameLock::take(&catalog.locks()?, &name)?;
+        let lock = catalog.lock(&name)?;
         let hash = name.short_hash();
         catalog.check_nesting(&name)?;
-        if open.restart {
-            catalog.remove_staging(&name)?;
+        if !open.restart {
+            publish::recover(catalog, &name, open.overwrite)?;
         }
-        publish::recover(catalog, &name, open.overwrite)?;
         if let Some(unchanged) = check_published(catalog, &open)? {
             lock.remove()?;
             return Ok(unchanged);
         }
 
         let transfers = catalog.transfers()?;
-        let earlier = match transfers.try_sub(&hash)? {
+        let is_synced = open.commit_mode != CommitMode::None;
+        let mut earlier = match transfers.try_sub(&hash)? {
+            Some(dir) if open.restart => Earlier::read(dir, &name).unwrap_or(None),
             Some(dir) => Earlier::read(dir, &name)?,
             None => None,
         };
-        let adopted = match &earlier {
+        let present_bytes = earlier.as_ref().map_or(0, Earlier::present_bytes);
+        if open.restart {
+            // Removed when the new transfer begins: a refusal before that leaves
+            // everything as it was.
+            earlier = None;
+        }
+        let mut adopted = match &earlier {
             Some(earlier) => earlier.check_owner(&open, &options)?,
             None => false,
         };
+        if is_synced && earlier.as_ref().is_some_and(|e| e.replay.state.unsynced) {
+            // What was never synced is compared before it counts, and its names
+            // and pages go to the disk first.
+            transfers.sync_file_system()?;
+            adopted = true;
+        }
         let chunk_len = earlier
             .as_ref()
             .map_or(options.chunk_len, |e| e.replay.header.chunk_len);
         let grid = Grid::new(chunk_len)?;
 
-        let present_bytes = earlier.as_ref().map_or(0, |e| e.present_bytes(grid));
         let reservation = catalog
             .space()
             .reserve(catalog.root(), needed_bytes(&open, present_bytes))?;
@@ -144,7 +156,6 @@ impl Staging {
             CommitMode::None => Durability::Process,
             _ => durability::of_folder(catalog.root())?,
         };
-        let is_synced = open.commit_mode != CommitMode::None;
         catalog.prepare_target(&name)?;
 
         let (dir, journal) = match earlier {
@@ -191,6 +202,7 @@ impl Staging {
             transfer_id: self.open.transfer_id,
             entries_digest,
             adopted,
+            unsynced: !self.is_synced,
         }];
         let lost = self.lost_entries()?;
         if !lost.is_empty() {
@@ -439,7 +451,10 @@ impl Earlier {
         })
     }
 
-    fn present_bytes(&self, grid: Grid) -> u64 {
+    fn present_bytes(&self) -> u64 {
+        let Ok(grid) = self.replay.header.grid() else {
+            return 0;
+        };
         let entries = self.replay.state.entries.values();
         let sizes = entries.map(|e| {
             let len = e.record.header.byte_len;

@@ -5,7 +5,8 @@ use super::{WireError, pb};
 use crate::{
     format::Dtype,
     plan::{
-        CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, Order, RangeSet, SourceState, clip,
+        CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, MAX_ENTRY_NAME_LEN, Order, RangeSet,
+        SourceState, clip,
     },
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
@@ -196,6 +197,17 @@ fn decode_entry(entry: pb::Entry) -> Result<Announcement, WireError> {
                 "entry {:?} has {} aliases, {MAX_ALIASES} may be",
                 clip(&entry.name),
                 entry.aliases.len()
+            ),
+        ));
+    }
+    let names = entry.aliases.iter().chain([&entry.source_name]);
+    if let Some(long) = names.into_iter().find(|n| n.len() > MAX_ENTRY_NAME_LEN) {
+        return Err(refuse(
+            Reason::BadName,
+            format!(
+                "entry {:?} has a name of {} bytes, {MAX_ENTRY_NAME_LEN} may be",
+                clip(&entry.name),
+                long.len()
             ),
         ));
     }

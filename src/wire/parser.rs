@@ -17,6 +17,9 @@ use std::collections::VecDeque;
 
 const PREFIX_LEN: usize = 5;
 const PAYLOAD_FIELD: u64 = 15;
+/// Fields of one message beside the payload: decoded, each takes hundreds of bytes
+/// however few it has on the wire.
+const MAX_ITEMS: u64 = 16 << 10;
 
 /// Slices that follow each other.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +122,8 @@ pub(crate) struct FrameParser {
     payload: Option<Rope>,
     /// The head went out before the payload.
     head_out: bool,
+    /// Known fields in the message so far.
+    item_count: u64,
     max_message_bytes: usize,
     max_head_bytes: usize,
 }
@@ -139,6 +144,7 @@ impl FrameParser {
             tag: BytesMut::new(),
             payload: None,
             head_out: false,
+            item_count: 0,
             max_message_bytes,
             max_head_bytes,
         }
@@ -272,6 +278,7 @@ impl FrameParser {
         }
         self.prefix_len = 0;
         self.head.clear();
+        self.item_count = 0;
         self.payload = None;
         self.head_out = false;
         self.state = State::Tag;
@@ -315,6 +322,13 @@ impl FrameParser {
         if keep {
             if self.head_out {
                 return Err(bad_frame("fields stand both before and after the payload"));
+            }
+            self.item_count += 1;
+            if self.item_count > MAX_ITEMS {
+                return Err(WireError::TooLarge {
+                    found: self.item_count,
+                    limit: MAX_ITEMS,
+                });
             }
             self.head.extend_from_slice(&tag_bytes);
         }

@@ -310,7 +310,7 @@ def main() -> int:
     for name in sorted(comparison.names("tensor", set(wanted), set(rows), set())):
         comparison.tensor(wanted[name], rows[name])
     sides = comparison.rows("files", FILE_KEYS)
-    optional = {name for name in wanted_sides if name.endswith(".index.json")}
+    optional = {name for name in wanted_sides if name.endswith(".index.json") or name.startswith(".")}
     equal_sides = comparison.names("side file", set(wanted_sides), set(sides), optional)
     for name in sorted(equal_sides):
         comparison.side(name, wanted_sides[name], sides[name])

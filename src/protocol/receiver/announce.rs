@@ -62,8 +62,9 @@ impl Receiver {
         match self.recorded_sources.get(&state.key) {
             Some(earlier) if state.unchanged_since(earlier) => return Ok(()),
             Some(_) => {
-                for slot in self.slots.values_mut() {
-                    if slot.slot.source_keys.contains(&state.key) {
+                let numbers = self.recovered_by_source.get(&state.key);
+                for number in numbers.into_iter().flatten() {
+                    if let Some(slot) = self.slots.get_mut(number) {
                         slot.demote();
                     }
                 }
@@ -183,6 +184,7 @@ impl Receiver {
         if let Some(slot) = self.slots.remove(&number) {
             self.file_names.release(&slot.slot.file);
             self.by_name.remove(&slot.slot.header.name);
+            self.by_file.remove(&slot.slot.file);
             self.barrier.forget.push(number);
         }
     }
@@ -197,8 +199,7 @@ impl Receiver {
         let file = match (fixed_file, header.kind) {
             (Some(file), _) => {
                 // An entry of an earlier session may sit on this number.
-                let holder = self.slots.values().find(|s| s.slot.file == file);
-                if let Some(holder) = holder.map(|s| s.slot.number) {
+                if let Some(&holder) = self.by_file.get(&file) {
                     self.forget(holder);
                 }
                 self.file_names.reserve(&file);
@@ -218,6 +219,7 @@ impl Receiver {
             source_keys,
         };
         self.by_name.insert(header.name.clone(), number);
+        self.by_file.insert(slot.file.clone(), number);
         self.slots.insert(number, Slot::new(slot, self.config.grid));
         Ok(number)
     }

@@ -37,6 +37,10 @@ pub struct Receiver {
     config: ReceiverConfig,
     slots: BTreeMap<u32, Slot>,
     by_name: HashMap<String, u32>,
+    by_file: HashMap<String, u32>,
+    /// Entries of the journal by source; those of this session cite sources that
+    /// were announced before them.
+    recovered_by_source: HashMap<SourceKey, Vec<u32>>,
     next_number: u32,
     file_names: FileNames,
     recorded_sources: HashMap<SourceKey, SourceState>,
@@ -47,6 +51,8 @@ pub struct Receiver {
     announced_bytes: u64,
     /// Announced, Wanted not yet out.
     unanswered: VecDeque<u32>,
+    /// Rest of an answer that did not fit its frame: entry, wanted, held.
+    rest: Option<(u32, RangeSet, RangeSet)>,
     lanes: BTreeMap<u32, ReceiveLane>,
     rejects_in_row: u32,
 
@@ -101,16 +107,25 @@ impl Receiver {
     pub fn new(config: ReceiverConfig, recovered: Recovered) -> Self {
         let mut file_names = FileNames::default();
         let mut by_name = HashMap::new();
+        let mut by_file = HashMap::new();
+        let mut recovered_by_source = HashMap::new();
         let mut slots = BTreeMap::new();
         for entry in recovered.entries {
             file_names.reserve(&entry.slot.file);
             by_name.insert(entry.slot.header.name.clone(), entry.slot.number);
+            by_file.insert(entry.slot.file.clone(), entry.slot.number);
+            for &key in &entry.slot.source_keys {
+                let numbers: &mut Vec<u32> = recovered_by_source.entry(key).or_default();
+                numbers.push(entry.slot.number);
+            }
             slots.insert(entry.slot.number, Slot::recovered(entry, config.grid));
         }
         Receiver {
             config,
             slots,
             by_name,
+            by_file,
+            recovered_by_source,
             next_number: recovered.next_number,
             file_names,
             recorded_sources: recovered.sources,
@@ -120,6 +135,7 @@ impl Receiver {
             tensor_count: 0,
             announced_bytes: 0,
             unanswered: VecDeque::new(),
+            rest: None,
             lanes: BTreeMap::from([(0, ReceiveLane::default())]),
             rejects_in_row: 0,
             rejects: Vec::new(),
@@ -248,33 +264,36 @@ impl Receiver {
         }
         let mut runs = 0;
         while frame.wanted.len() < MAX_ANSWERS && runs < MAX_WANTED_RUNS {
-            let Some(number) = self.unanswered.pop_front() else {
+            let Some((entry, mut wanted, mut held)) =
+                self.rest.take().or_else(|| self.begin_answer())
+            else {
                 break;
             };
-            let Some(slot) = self.slots.get_mut(&number) else {
-                continue;
+            let part = Wanted {
+                entry,
+                wanted: split_off(&mut wanted, MAX_WANTED_RUNS),
+                held: split_off(&mut held, MAX_WANTED_RUNS),
+                last: wanted.is_empty() && held.is_empty(),
             };
-            let Some(entry) = slot.wire_entry else {
-                continue;
-            };
-            slot.answered = true;
-            let (mut wanted, mut held) = (slot.missing(), slot.held.clone());
-            // A scattered answer is cut into messages of bounded size.
-            loop {
-                let part = Wanted {
-                    entry,
-                    wanted: split_off(&mut wanted, MAX_WANTED_RUNS),
-                    held: split_off(&mut held, MAX_WANTED_RUNS),
-                    last: wanted.is_empty() && held.is_empty(),
-                };
-                runs += part.wanted.iter().len() + part.held.iter().len();
-                let last = part.last;
-                frame.wanted.push(part);
-                if last {
-                    break;
-                }
+            runs += part.wanted.iter().len() + part.held.iter().len();
+            if !part.last {
+                self.rest = Some((entry, wanted, held));
+            }
+            frame.wanted.push(part);
+        }
+    }
+
+    /// What the next unanswered entry needs.
+    fn begin_answer(&mut self) -> Option<(u32, RangeSet, RangeSet)> {
+        while let Some(number) = self.unanswered.pop_front() {
+            if let Some(slot) = self.slots.get_mut(&number)
+                && let Some(entry) = slot.wire_entry
+            {
+                slot.answered = true;
+                return Some((entry, slot.missing(), slot.held.clone()));
             }
         }
+        None
     }
 
     fn announced_number(&self, wire_entry: u32) -> Result<u32, ProtocolError> {

@@ -45,6 +45,7 @@ pub(super) fn encode(record: &Record) -> Result<(u8, Vec<Vec<u8>>), RecordError>
             transfer_id,
             entries_digest,
             adopted,
+            unsynced,
         } => {
             let body = wire::Session {
                 epoch: *epoch,
@@ -52,6 +53,7 @@ pub(super) fn encode(record: &Record) -> Result<(u8, Vec<Vec<u8>>), RecordError>
                 transfer_id: copy(transfer_id),
                 entries_digest: entries_digest.as_ref().map_or_else(Bytes::new, |d| copy(d)),
                 adopted: *adopted,
+                unsynced: *unsynced,
             };
             (SESSION, vec![body.encode_to_vec()])
         }
@@ -120,6 +122,7 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Option<Record>, RecordErro
                     false => Some(exactly("entries digest", digest)?),
                 },
                 adopted: session.adopted,
+                unsynced: session.unsynced,
             }
         }
         SOURCE => {

@@ -157,6 +157,7 @@ mod tests {
             transfer_id: [2; 16],
             entries_digest: None,
             adopted: false,
+            unsynced: false,
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Record {
         entries_digest: Option<Digest16>,
         /// Another owner took over: all durable cells become held.
         adopted: bool,
+        /// What this session records survives the death of the process only.
+        unsynced: bool,
     },
     /// What a source looks like from here on.
     Source(SourceState),

@@ -24,6 +24,7 @@ pub(super) fn session(epoch: u64) -> Record {
         transfer_id: [9; 16],
         entries_digest: None,
         adopted: false,
+        unsynced: false,
     }
 }
 
@@ -116,6 +117,7 @@ impl Script {
             transfer_id: [a as u8 % 2; 16],
             entries_digest: (!a.is_multiple_of(4)).then_some([a as u8; 16]),
             adopted: a.is_multiple_of(5),
+            unsynced: a.is_multiple_of(7),
         });
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) next_entry_number: u32,
     /// Manifest digest and overwrite, once the latest session announced the rename.
     pub(crate) publish: Option<([u8; 32], bool)>,
+    /// Some durable cells were recorded by a session that synced nothing.
+    pub(crate) unsynced: bool,
     /// Records come in the order in which entries got bytes, not in that of their
     /// numbers.
     used_numbers: RangeSet,
@@ -110,6 +112,7 @@ impl State {
             entries: BTreeMap::new(),
             next_entry_number: 0,
             publish: None,
+            unsynced: false,
             used_numbers: RangeSet::new(),
             grid,
             by_name: HashMap::new(),
@@ -133,6 +136,7 @@ impl State {
                 transfer_id,
                 entries_digest,
                 adopted,
+                unsynced,
             } => {
                 if epoch <= self.epoch {
                     return Err(Violation::Epoch {
@@ -148,7 +152,9 @@ impl State {
                     // The files of another owner only look like this one's.
                     self.sources.clear();
                     self.entries.values_mut().for_each(EntryState::hold);
+                    self.unsynced = false;
                 }
+                self.unsynced |= unsynced;
             }
             Record::Source(source) => self.apply_source(source),
             Record::Entry(entry) => self.apply_entry(entry)?,

@@ -86,6 +86,7 @@ impl World {
             transfer_id: owner(self.view.owner),
             entries_digest: self.view.digest(),
             adopted,
+            unsynced: false,
         }];
         let mut recovered = Recovered {
             next_number: state.next_entry_number,

@@ -11,6 +11,7 @@ fn session(epoch: u64, adopted: bool) -> Record {
         transfer_id,
         entries_digest: None,
         adopted,
+        unsynced: false,
     }
 }
 
@@ -151,6 +152,7 @@ fn numbers_are_fresh_and_files_have_one_entry() {
         state,
         State {
             next_entry_number: 6,
+            unsynced: false,
             used_numbers: RangeSet::of(3..6),
             ..after([session(1, false)])
         }
