@@ -357,3 +357,107 @@ async fn verify_finds_bytes_that_changed_at_rest_and_publishes_nothing() {
     assert_eq!(ending, refused(Code::DataLoss, "CHECKSUM"));
     server.assert_unpublished("victim").await;
 }
+
+#[tokio::test]
+async fn what_was_never_synced_is_compared_before_a_synced_session_counts_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let load = from_source(1, true);
+    let unsynced = pb::SenderOpen {
+        commit_mode: pb::CommitMode::None as i32,
+        ..load.open("victim", ID)
+    };
+    let mut session = server.open(unsynced.clone()).await;
+    session.announce(&load).await;
+    session.send(load.chunk(0, 0)).await;
+    session.send(load.chunk(0, 2)).await;
+    session.settle().await;
+    session
+        .refused(frame_abort("INTERRUPTED"))
+        .await
+        .unwrap_err();
+    // Another session without syncs takes it as it is.
+    let mut session = server.open(unsynced).await;
+    session.announce(&load).await;
+    assert_eq!(session.wanted[&0], [1, 3].into());
+    assert!(session.held[&0].is_empty());
+    session
+        .refused(frame_abort("INTERRUPTED"))
+        .await
+        .unwrap_err();
+    // One that promises more does not.
+    let mut session = server.open(load.open("victim", ID)).await;
+    assert_eq!(session.accept.as_ref().unwrap().durable_bytes, 0);
+    session.announce(&load).await;
+    assert_eq!(session.wanted[&0], [1, 3].into());
+    assert_eq!(session.held[&0], [0, 2].into());
+    session.send(frame_compare(load.compare(0, 0, 1))).await;
+    session.send(frame_compare(load.compare(0, 2, 1))).await;
+    session.send(load.chunk(0, 1)).await;
+    session.send(load.chunk(0, 3)).await;
+    session.settle().await;
+    session
+        .until(|s| s.durable.get(&0).is_some_and(|cells| cells.len() == 4))
+        .await;
+    session.finish(&load).await;
+    server.assert_landed("victim", &load);
+}
+
+#[tokio::test]
+async fn a_refused_restart_leaves_unfinished_work_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let (old, new) = (from_source(1, true), from_source(2, true));
+    server.push(old.open("victim", ID), &old).await;
+    let replacing = pb::SenderOpen {
+        overwrite: true,
+        ..new.open("victim", ID)
+    };
+    let mut session = server.open(replacing.clone()).await;
+    session.announce(&new).await;
+    session.send(new.chunk(0, 1)).await;
+    session.settle().await;
+    session
+        .refused(frame_abort("INTERRUPTED"))
+        .await
+        .unwrap_err();
+    let restart = pb::SenderOpen {
+        restart: true,
+        overwrite: false,
+        ..replacing.clone()
+    };
+    let ending = server.refusal(restart.clone()).await;
+    assert_eq!(ending, refused(Code::AlreadyExists, "EXISTS"));
+    let row = server.status("victim").await.unwrap();
+    assert_eq!(row.transfer.unwrap().durable_bytes, CHUNK as u64);
+    // Where nothing refuses it, it starts over.
+    let again = pb::SenderOpen {
+        overwrite: true,
+        ..restart
+    };
+    let mut session = server.open(again).await;
+    session.announce(&new).await;
+    assert_eq!(session.wanted[&0], [0, 1, 2, 3].into());
+    session.send_wanted(&new).await;
+    session.finish(&new).await;
+    server.assert_landed("victim", &new);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_appears_around_a_transfer_keeps_it_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let load = from_source(1, true);
+    let mut outer = server.open(load.open("outer", ID)).await;
+    let mut inner = server.open(load.open("outer/inner", [2; 16])).await;
+    for session in [&mut outer, &mut inner] {
+        session.announce(&load).await;
+        session.send_wanted(&load).await;
+        session.settle().await;
+    }
+    outer.finish(&load).await;
+    let ending = inner.refused(frame_finish(load.finish())).await;
+    assert_eq!(ending, refused(Code::AlreadyExists, "EXISTS"));
+    server.assert_landed("outer", &load);
+    assert!(!temp.path().join("outer/inner").exists());
+}
