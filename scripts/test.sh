@@ -57,7 +57,7 @@ part "scripts"
 python3 -m unittest discover -s tests/tools -p 'test_*.py'
 
 cargo build --locked --bin tensorferry
-binary=$PWD/target/debug/tensorferry
+binary=${CARGO_TARGET_DIR:-$PWD/target}/debug/tensorferry
 
 part "what lands, seen from Python"
 if need_python; then

@@ -152,9 +152,11 @@ impl Error {
             ErrorCode::NoSpace => {
                 "free space on the receiver (`tensorferry discard` gives back unfinished transfers), then run the same command again"
             }
-            ErrorCode::Exists => "choose another name, or replace it with --overwrite",
+            ErrorCode::Exists => {
+                "choose another name; a published checkpoint, and nothing else, can be replaced with --overwrite"
+            }
             ErrorCode::Busy => {
-                "wait for the other transfer, or take its place with --restart (its unfinished work is lost)"
+                "a transfer that is running has to end first; one that nobody continues gives way to `push --restart`, and its unfinished work is lost"
             }
             ErrorCode::SourceChanged => {
                 "run the same command again when nobody writes the source: what is still equal is not sent again"

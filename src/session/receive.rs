@@ -211,6 +211,12 @@ pub(crate) async fn receive(
         max_lanes: 1,
         durable_bytes: core.durable_bytes(),
     };
+    tracing::info!(
+        checkpoint = %open.checkpoint,
+        epoch = accept.epoch,
+        durable_bytes = accept.durable_bytes,
+        "a session was opened"
+    );
     let session = Arc::new(Session {
         core: Mutex::new(core),
         staging,
@@ -369,6 +375,7 @@ async fn publish(
     let staging = Arc::clone(&session.staging);
     let manifest_blake3 = blocking(move || Ok(staging.publish(&plan)?)).await?;
     seat.published();
+    tracing::info!(entry_count, total_bytes, "a checkpoint was published");
     let done = Done {
         unchanged: false,
         entry_count,

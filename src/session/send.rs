@@ -154,6 +154,12 @@ pub(crate) async fn send(
         }
         ReceiverControl::Abort(abort) => return Err(refusal(abort)),
     };
+    tracing::info!(
+        epoch = accept.epoch,
+        durable_bytes = accept.durable_bytes,
+        chunk_len = accept.chunk_len,
+        "the receiver accepted"
+    );
     let grid = Grid::new(accept.chunk_len).map_err(ProtocolError::from)?;
     if accept.codecs & Codec::None.bit() == 0 {
         return Err(ProtocolError::new(

@@ -72,7 +72,14 @@ pub(super) fn load(folder: &Path, builder: &mut Builder) -> Result<bool, SourceE
     }
     let json = file.prefix(MAX_MANIFEST_LEN)?;
     let is_text = |value: &Option<Value>, text| value.as_ref().is_some_and(|v| *v == text);
-    // Any other manifest.json is a side file.
+    // A manifest that cannot be read may be ours and damaged: without it names and
+    // types would silently be others. Any other readable one is a side file.
+    if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&json) {
+        return Err(SourceError::malformed(
+            &path,
+            format!("it is not JSON: {error}"),
+        ));
+    }
     let Ok(probe) = serde_json::from_slice::<Probe>(&json) else {
         return Ok(false);
     };

@@ -55,8 +55,8 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
             units::shown(&row.name),
             state(row),
             age(row.modified_unix_seconds),
-            row.entry_count.to_string(),
-            units::bytes(row.total_bytes),
+            so_far(row, row.entry_count.to_string()),
+            so_far(row, units::bytes(row.total_bytes)),
         ]
     }));
     output.table(3, &rows);
@@ -72,11 +72,17 @@ fn state(row: &CheckpointSummary) -> String {
     } else {
         "unfinished"
     };
-    let percent = units::percent(row.durable_bytes, row.total_bytes);
-    format!(
-        "{doing}, {} safe ({percent} %)",
-        units::bytes(row.durable_bytes)
-    )
+    // No share of the whole: the receiver knows only of entries that have begun.
+    format!("{doing}, {} safe", units::bytes(row.durable_bytes))
+}
+
+/// What is known of an unfinished transfer is a lower bound.
+fn so_far(row: &CheckpointSummary, text: String) -> String {
+    if row.published {
+        text
+    } else {
+        format!("{text}+")
+    }
 }
 
 fn age(unix_seconds: u64) -> String {
