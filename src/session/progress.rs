@@ -1,7 +1,13 @@
 //! Where a transfer stands, readable from any thread at any time.
 
-use crate::protocol::{Durability, SendProgress};
-use std::sync::{Mutex, PoisonError};
+use crate::{
+    plan::{CellId, RangeSet},
+    protocol::{Done, Durability, SendProgress},
+};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
 /// What a transfer is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +52,10 @@ pub struct Progress {
 #[derive(Debug, Default)]
 pub(crate) struct ProgressCell {
     now: Mutex<Progress>,
+    /// Cells that travelled in this call, over all its sessions.
+    sent: Mutex<HashMap<u32, RangeSet>>,
+    /// Their raw bytes, each cell once.
+    sent_bytes: Mutex<u64>,
 }
 
 impl ProgressCell {
@@ -57,6 +67,36 @@ impl ProgressCell {
     /// Changes it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.now.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A cell of `raw_len` bytes goes out as `encoded_len` bytes.
+    pub(crate) fn count_sent(&self, cell: CellId, raw_len: u32, encoded_len: u32) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let cells = sent.entry(cell.entry).or_default();
+        if !cells.contains(cell.cell) {
+            cells.insert(cell.cell..cell.cell + 1);
+            *self
+                .sent_bytes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) += u64::from(raw_len);
+        }
+        self.update(|p| p.wire_bytes += u64::from(encoded_len));
+    }
+
+    /// Published. What did not travel in this call had been there before.
+    pub(crate) fn finish(&self, done: &Done) {
+        let sent_bytes = *self
+            .sent_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.update(|p| {
+            p.stage = Stage::Done;
+            p.total_bytes = done.total_bytes;
+            p.durable_bytes = done.total_bytes;
+            p.settled_bytes = done.total_bytes;
+            p.resumed_bytes = done.total_bytes.saturating_sub(sent_bytes);
+            p.durability = Some(done.durability);
+        });
     }
 
     /// Takes over what the role knows.

@@ -149,7 +149,8 @@ pub(crate) async fn send(
     let accept = match take_control(first)? {
         ReceiverControl::Accept(accept) => accept,
         ReceiverControl::Done(done) => {
-            settle_as_done(&context, &done);
+            context.progress.update(|p| p.session_count += 1);
+            context.progress.finish(&done);
             return Ok(done);
         }
         ReceiverControl::Abort(abort) => return Err(refusal(abort)),
@@ -230,18 +231,6 @@ fn start(
     (Arc::new(session), prepared)
 }
 
-fn settle_as_done(context: &SendContext, done: &Done) {
-    context.progress.update(|p| {
-        p.stage = Stage::Done;
-        p.total_bytes = done.total_bytes;
-        p.durable_bytes = done.total_bytes;
-        p.settled_bytes = done.total_bytes;
-        p.resumed_bytes = done.total_bytes;
-        p.session_count += 1;
-        p.durability = Some(done.durability);
-    });
-}
-
 /// Asks the role what to do until the checkpoint is published.
 async fn drive(
     session: &Arc<Session>,
@@ -256,7 +245,7 @@ async fn drive(
             return Err(error);
         }
         if let Some(done) = session.done() {
-            settle_done(session, &done);
+            session.context.progress.finish(&done);
             return Ok(done);
         }
         if *cancel.borrow() {
@@ -284,15 +273,6 @@ async fn drive(
             }
         }
     }
-}
-
-fn settle_done(session: &Session, done: &Done) {
-    session.context.progress.update(|p| {
-        p.stage = Stage::Done;
-        p.durable_bytes = done.total_bytes;
-        p.settled_bytes = done.total_bytes;
-        p.durability = Some(done.durability);
-    });
 }
 
 async fn send_sources(session: &Session, out: &LaneSender) -> Result<(), SendError> {
@@ -418,7 +398,11 @@ async fn write_chunks(
             let mut core = session.core();
             chunks.iter().for_each(|c| core.sent(0, c.cell));
         }
-        session.context.progress.update(|p| p.wire_bytes += bytes);
+        for chunk in &chunks {
+            let head = &chunk.head;
+            let progress = &session.context.progress;
+            progress.count_sent(chunk.cell, head.raw_len, head.encoded_len);
+        }
         let batch = Batch {
             chunks: chunks.iter().map(|c| c.head).collect(),
             ..Batch::default()
