@@ -28,8 +28,8 @@ impl ReceiveLane {
         first.filter(|r| r.start == 0).map_or(0, |r| r.end)
     }
 
-    /// The next ack worth sending. With `eager` false, only once everything that
-    /// arrived is settled or at least `batch` chunks are.
+    /// The next ack worth sending: once everything that arrived is settled, or at
+    /// least `batch` chunks more than at the last.
     pub(super) fn take_ack(&mut self, batch: u64) -> Option<u64> {
         let settled = self.settled_count();
         let fresh = settled - self.acked_count;

@@ -1,8 +1,9 @@
 //! Where the work runs: checksums and codecs on rayon's threads, file I/O on a
 //! small pool of threads that may block.
 //!
-//! Jobs never wait for budget, locks held over I/O, or channels, so neither pool
-//! can come to a standstill.
+//! Jobs never wait for budget or channels, and for no lock but that of the files
+//! they make or allocate, whose holder waits for the disk alone: so neither pool can
+//! come to a standstill.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{LazyLock, OnceLock};

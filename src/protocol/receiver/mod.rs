@@ -11,8 +11,8 @@ pub use work::{
 };
 
 use super::{
-    Abort, Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Reject,
-    Wanted, lane::ReceiveLane, slot::Slot,
+    Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Reject, Wanted,
+    lane::ReceiveLane, slot::Slot,
 };
 use crate::plan::{FileNames, RangeSet, SourceKey, SourceState};
 use std::{
@@ -187,11 +187,6 @@ impl Receiver {
         self.ending = true;
         self.publishing = false;
         self.finish = None;
-    }
-
-    /// Handles an Abort like the end of the connection.
-    pub fn abort(&mut self, _abort: &Abort) {
-        self.end();
     }
 
     /// The next thing to do.
