@@ -8,7 +8,7 @@ use crate::{
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, ProgressCell, SendContext, SendError, SendLane, Stage, cancelled, send,
+        Budget, Connect, ProgressCell, SendContext, SendError, SendLane, Stage, cancelled, send,
         status_error,
     },
     source::SourceSet,
@@ -115,6 +115,9 @@ impl Client {
         let push = Push {
             client: self.clone(),
             context: SendContext {
+                connect: self.connector(),
+                lanes: options.lanes,
+                codec: options.codec,
                 source,
                 budget: Budget::new(options.budget_bytes),
                 budget_bytes: options.budget_bytes,
@@ -202,7 +205,16 @@ impl Client {
             })
     }
 
-    /// Opens the control lane of a session.
+    /// Makes lanes for a session.
+    fn connector(&self) -> Connect {
+        let client = self.clone();
+        Arc::new(move || {
+            let client = client.clone();
+            Box::pin(async move { client.open_lane().await })
+        })
+    }
+
+    /// Opens one lane of a session.
     async fn open_lane(&self) -> Result<SendLane, SendError> {
         let mut channel = self.connect().await?;
         let (out, body) = LaneBody::channel();
@@ -332,7 +344,7 @@ impl Push {
                 entries_digest,
             },
             fingerprint: Some(fingerprint(source, entries_digest)),
-            codecs: 1,
+            codecs: self.options.codec.codecs(),
             chunk_len: self.options.chunk_len,
             commit_mode: self.options.commit_mode,
             layout: self.options.layout,

@@ -48,7 +48,7 @@ pub use checkpoint::{
 pub use client::{CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
-pub use options::{BUDGET_BYTES_DEFAULT, PushOptions};
+pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage};
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

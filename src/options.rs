@@ -1,13 +1,19 @@
 //! What users may choose, with defaults and units.
 
 use crate::{
-    plan::{CHUNK_LEN_DEFAULT, Grid, PlanError},
+    error::Error,
+    format::codec::CodecChoice,
+    plan::{CHUNK_LEN_DEFAULT, Grid},
     protocol::{CommitMode, Layout},
 };
 use std::time::Duration;
 
 /// Memory for chunks on their way, in one role of one process.
 pub const BUDGET_BYTES_DEFAULT: u64 = 128 << 20;
+/// Connections of a push.
+pub(crate) const LANES_DEFAULT: u32 = 2;
+/// Most connections of a push.
+pub const LANES_MAX: u32 = 16;
 /// HTTP/2 stream and connection window of one lane, in bytes.
 pub(crate) const HTTP2_WINDOW_BYTES: u32 = 32 << 20;
 /// Largest HTTP/2 frame, in bytes: the default of 16 KiB costs three quarters of
@@ -39,6 +45,10 @@ pub struct PushOptions {
     pub retries: u32,
     /// Memory for chunks on their way, in bytes.
     pub budget_bytes: u64,
+    /// Connections, 1 to [`LANES_MAX`]; the receiver may allow fewer.
+    pub lanes: u32,
+    /// How chunks are compressed.
+    pub codec: CodecChoice,
 }
 
 impl Default for PushOptions {
@@ -52,14 +62,23 @@ impl Default for PushOptions {
             verify: false,
             retries: 5,
             budget_bytes: BUDGET_BYTES_DEFAULT,
+            lanes: LANES_DEFAULT,
+            codec: CodecChoice::Auto,
         }
     }
 }
 
 impl PushOptions {
     /// # Errors
-    /// [`PlanError::ChunkLen`].
-    pub(crate) fn check(&self) -> Result<(), PlanError> {
-        Grid::new(self.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT)).map(|_| ())
+    /// A value is out of its range.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if !(1..=LANES_MAX).contains(&self.lanes) {
+            return Err(Error::Usage(format!(
+                "{} lanes: from 1 to {LANES_MAX} are possible",
+                self.lanes
+            )));
+        }
+        Grid::new(self.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT))?;
+        Ok(())
     }
 }

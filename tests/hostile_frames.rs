@@ -103,7 +103,7 @@ async fn h8_what_this_version_does_not_speak_is_said_so() {
     }
     let unsupported = refused(Code::Unimplemented, "UNSUPPORTED");
     let ending = server.call(frame_join(&[1; 16], 1)).await.end().await;
-    assert_eq!(ending, unsupported);
+    assert_eq!(ending, refused(Code::NotFound, "NOT_FOUND"));
     let container = pb::OutFormat::Safetensors.into();
     for open in [
         pb::SenderOpen {

@@ -15,7 +15,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, symlink},
 };
 use tensorferry::{
-    Embedded, Error, ErrorCode, PushOptions,
+    Embedded, Error, ErrorCode,
     format::{checksum::crc32c, npy::encode_header},
     plan::CheckpointName,
     protocol::{CommitMode, Durability, Layout},
@@ -51,7 +51,7 @@ async fn s01_what_is_published_is_the_source() {
     let relay = damaging_relay(&server, 100_000).await;
     let client = tensorferry::Client::new(&relay.to_string()).unwrap();
     let damaged = client
-        .push(open_source(&dir), &name("damaged"), PushOptions::default())
+        .push(open_source(&dir), &name("damaged"), defaults())
         .await
         .unwrap();
     assert_eq!(damaged.wire_bytes, report.bytes + CELL);
@@ -137,7 +137,7 @@ async fn s04_no_name_leads_out_of_the_folder() {
     symlink(outside.path(), server.root.join("link")).unwrap();
     let refused = server
         .client()
-        .push(open_source(&dir), &name("link"), PushOptions::default())
+        .push(open_source(&dir), &name("link"), defaults())
         .await;
     assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     assert!(tree(outside.path()).is_empty());
@@ -214,7 +214,7 @@ async fn s07_what_is_written_when_a_session_ends_is_made_durable() {
     let server = TestServer::start(temp.path()).await;
     let stopped = server
         .client()
-        .push(open_source(&dir), &name("model"), PushOptions::default());
+        .push(open_source(&dir), &name("model"), defaults());
     stopped.cancel();
     assert_eq!(class(stopped.await), (ErrorCode::Interrupted, 130));
     assert_eq!(push_plain(&server, &dir).await.resumed_bytes, 2 * CELL);
@@ -256,7 +256,7 @@ async fn s09_an_unchanged_source_is_not_sent_twice() {
     let unsettled = options(|o| o.overwrite = true);
     assert!(!push(&server, &dir, unsettled).await.unwrap().unchanged);
     assert_eq!(
-        class(push(&server, &dir, PushOptions::default()).await),
+        class(push(&server, &dir, defaults()).await),
         (ErrorCode::Exists, 9)
     );
 }
@@ -328,7 +328,7 @@ async fn s12_a_source_that_changes_on_the_way_is_not_published() {
     change_source(&dir, 3);
     let result = server
         .client()
-        .push(opened, &name("model"), PushOptions::default())
+        .push(opened, &name("model"), defaults())
         .await;
     assert_eq!(class(result), (ErrorCode::SourceChanged, 24));
     assert!(!temp.path().join("model").exists());
@@ -371,7 +371,7 @@ async fn s14_work_of_another_source_is_adopted_only_with_the_same_entries() {
     let other = Load::of(vec![tensor("other", 2 * CHUNK)]);
     leave(&server, &other, [9; 16], &[0]).await;
     assert_eq!(
-        class(push(&server, &dir, PushOptions::default()).await),
+        class(push(&server, &dir, defaults()).await),
         (ErrorCode::Busy, 11)
     );
     let report = push(&server, &dir, options(|o| o.restart = true))
@@ -388,7 +388,7 @@ async fn s15_a_checkpoint_is_replaced_only_when_asked_for() {
     let other = Load::of(vec![tensor("other", CHUNK)]);
     server.push(other.open("model", [9; 16]), &other).await;
     assert_eq!(
-        class(push(&server, &dir, PushOptions::default()).await),
+        class(push(&server, &dir, defaults()).await),
         (ErrorCode::Exists, 9)
     );
     server.assert_landed("model", &other);
@@ -434,14 +434,14 @@ async fn s17_a_name_has_one_writer() {
     let load = Load::of_source(&open_source(&dir));
     let mut other = half_way(&server, &load, [9; 16], &[]).await;
     assert_eq!(
-        class(push(&server, &dir, PushOptions::default()).await),
+        class(push(&server, &dir, defaults()).await),
         (ErrorCode::Busy, 11)
     );
     other.refused(frame_abort("INTERRUPTED")).await.unwrap_err();
     let mut older = half_way(&server, &load, id, &[0]).await;
     let second = TestServer::start(temp.path()).await;
     assert_eq!(
-        class(push(&second, &dir, PushOptions::default()).await),
+        class(push(&second, &dir, defaults()).await),
         (ErrorCode::Busy, 11)
     );
     let (ending, report) = tokio::join!(older.end(), push_plain(&server, &dir));
@@ -464,7 +464,7 @@ async fn s18_what_does_not_fit_is_refused_before_a_byte_is_sent() {
     hole.set_len(header.len() as u64 + len).unwrap();
     let refused = server
         .client()
-        .push(open_source(&dir), &name("huge"), PushOptions::default())
+        .push(open_source(&dir), &name("huge"), defaults())
         .await;
     fs::remove_file(dir.join("hole.npy")).unwrap();
     assert_eq!(class(refused), (ErrorCode::NoSpace, 8));
@@ -478,7 +478,7 @@ async fn s19_a_local_folder_is_pushed_into_in_the_same_way() {
     for unchanged in [false, true] {
         let embedded = Embedded::start(&folder, 16 << 20).await.unwrap();
         let report = embedded
-            .push(open_source(&dir), PushOptions::default())
+            .push(open_source(&dir), defaults())
             .unwrap()
             .await
             .unwrap();

@@ -5,6 +5,7 @@
 //! encoded bytes ask for.
 
 use lz4_flex::block;
+use std::cell::RefCell;
 
 /// Longest element that [`Codec::Fill`] repeats, in bytes: a `complex128`.
 const MAX_ITEM_LEN: usize = 16;
@@ -130,16 +131,103 @@ pub fn decode_into(codec: Codec, encoded: &[u8], raw: &mut [u8]) -> Result<(), C
 
 /// The LZ4 block of `raw`, or `None` when it is not smaller.
 pub fn encode_lz4(raw: &[u8]) -> Option<Vec<u8>> {
+    thread_local! {
+        // The worst case is longer than the input; only what is kept is allocated.
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
     if raw.is_empty() {
         return None;
     }
-    let mut encoded = vec![0; block::get_maximum_output_size(raw.len())];
-    let encoded_len = block::compress_into(raw, &mut encoded).ok()?;
-    if encoded_len >= raw.len() {
-        return None;
+    SCRATCH.with_borrow_mut(|scratch| {
+        let most = block::get_maximum_output_size(raw.len());
+        if scratch.len() < most {
+            scratch.resize(most, 0);
+        }
+        let encoded_len = block::compress_into(raw, scratch).ok()?;
+        (encoded_len < raw.len()).then(|| scratch[..encoded_len].to_vec())
+    })
+}
+
+/// How the sender picks a codec for a chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodecChoice {
+    /// LZ4 where a sample of the chunk shrinks, else raw; constant chunks as one
+    /// element.
+    #[default]
+    Auto,
+    /// Everything raw.
+    None,
+    /// LZ4 wherever that is smaller; constant chunks as one element.
+    Lz4,
+}
+
+/// A chunk ready for the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoded {
+    /// As it is.
+    Raw,
+    /// With this codec as these bytes.
+    As(Codec, Vec<u8>),
+}
+
+/// Bytes of each of the three samples by which [`CodecChoice::Auto`] decides.
+const SAMPLE_LEN: usize = 8 << 10;
+
+impl CodecChoice {
+    /// The bits of all codecs that [`CodecChoice::encode`] may use.
+    pub fn codecs(self) -> u32 {
+        match self {
+            CodecChoice::None => Codec::None.bit(),
+            CodecChoice::Auto | CodecChoice::Lz4 => {
+                Codec::None.bit() | Codec::Zero.bit() | Codec::Lz4.bit() | Codec::Fill.bit()
+            }
+        }
     }
-    encoded.truncate(encoded_len);
-    Some(encoded)
+
+    /// Encodes a chunk with one of the `allowed` codecs. `item_len` as in
+    /// [`check_lengths`].
+    pub fn encode(self, allowed: u32, raw: &[u8], item_len: u32) -> Encoded {
+        let allowed = |codec: Codec| allowed & self.codecs() & codec.bit() != 0;
+        if (allowed(Codec::Zero) || allowed(Codec::Fill))
+            && let Some(element) = constant_element(raw, item_len as usize)
+        {
+            if element.iter().all(|&b| b == 0) && allowed(Codec::Zero) {
+                return Encoded::As(Codec::Zero, Vec::new());
+            }
+            if allowed(Codec::Fill) {
+                return Encoded::As(Codec::Fill, element.to_vec());
+            }
+        }
+        if allowed(Codec::Lz4) && (self != CodecChoice::Auto || shrinks(raw)) {
+            // A block that saves next to nothing costs the receiver a copy.
+            let encoded = encode_lz4(raw)
+                .filter(|e| self != CodecChoice::Auto || is_worth_it(e.len(), raw.len()));
+            if let Some(encoded) = encoded {
+                return Encoded::As(Codec::Lz4, encoded);
+            }
+        }
+        Encoded::Raw
+    }
+}
+
+/// Whether samples from the start, the middle and the end of `raw` shrink.
+fn shrinks(raw: &[u8]) -> bool {
+    if raw.len() <= 4 * SAMPLE_LEN {
+        return true;
+    }
+    let at = [0, raw.len() / 2, raw.len() - SAMPLE_LEN];
+    let samples = at.map(|at| &raw[at..at + SAMPLE_LEN]);
+    let encoded_len: usize = samples
+        .iter()
+        .map(|s| encode_lz4(s).map_or(s.len(), |e| e.len()))
+        .sum();
+    is_worth_it(encoded_len, 3 * SAMPLE_LEN)
+}
+
+/// At least a twentieth is saved.
+fn is_worth_it(encoded_len: usize, raw_len: usize) -> bool {
+    encoded_len <= raw_len - raw_len / 20
 }
 
 /// The element of `item_len` bytes that `raw` repeats, if it does so: the
@@ -268,6 +356,41 @@ mod tests {
         assert_eq!(raw, [1, 2, 1, 2, 1, 2]);
         assert!(decode_into(Codec::Fill, &[1, 2, 3, 4], &mut raw).is_err());
         assert!(decode_into(Codec::Zero, &[0], &mut raw).is_err());
+    }
+
+    #[test]
+    fn each_chunk_gets_the_codec_that_suits_it() {
+        let all = CodecChoice::Auto.codecs();
+        let noise: Vec<u8> = (0..4096u32)
+            .flat_map(|i| *blake3::hash(&i.to_le_bytes()).as_bytes())
+            .collect();
+        let text = b"the quick brown fox jumps over the lazy dog ".repeat(4096);
+        let mut mixed = noise.clone();
+        mixed[..20_000].fill(7);
+        for choice in [CodecChoice::Auto, CodecChoice::Lz4] {
+            let encode = |raw: &[u8]| choice.encode(all, raw, 4);
+            assert_eq!(encode(&[0; 64]), Encoded::As(Codec::Zero, Vec::new()));
+            assert_eq!(
+                encode(&[1, 2, 3, 4].repeat(9)),
+                Encoded::As(Codec::Fill, vec![1, 2, 3, 4])
+            );
+            assert_eq!(encode(&noise), Encoded::Raw);
+            for raw in [&text, &mixed] {
+                let Encoded::As(Codec::Lz4, encoded) = encode(raw) else {
+                    panic!("{choice:?} sends compressible bytes raw");
+                };
+                let mut back = vec![0; raw.len()];
+                decode_into(Codec::Lz4, &encoded, &mut back).unwrap();
+                assert_eq!(&back, raw);
+            }
+            // What was not agreed on is not used.
+            assert_eq!(choice.encode(Codec::None.bit(), &text, 4), Encoded::Raw);
+            assert_eq!(choice.encode(Codec::None.bit(), &[0; 64], 4), Encoded::Raw);
+            let zeros_as_fill = choice.encode(Codec::Fill.bit(), &[0; 64], 4);
+            assert_eq!(zeros_as_fill, Encoded::As(Codec::Fill, vec![0; 4]));
+        }
+        assert_eq!(CodecChoice::None.encode(all, &[0; 64], 4), Encoded::Raw);
+        assert_eq!(CodecChoice::None.encode(all, &text, 4), Encoded::Raw);
     }
 
     #[test]

@@ -77,6 +77,14 @@ pub struct EntryHeader {
 }
 
 impl EntryHeader {
+    /// Bytes of one element: 1 for blobs and packed types.
+    pub fn item_len(&self) -> u32 {
+        match self.kind {
+            EntryKind::Tensor { dtype } => (dtype.bits() / 8).max(1) as u32,
+            EntryKind::Blob => 1,
+        }
+    }
+
     /// A tensor header with its length computed.
     ///
     /// # Errors

@@ -110,6 +110,21 @@ impl RangeSet {
         }
     }
 
+    /// Members that are also members of `other`.
+    pub fn intersection(&self, other: &RangeSet) -> RangeSet {
+        let mut both = RangeSet::new();
+        for range in other.iter() {
+            let from = self.ranges.partition_point(|r| r.end <= range.start);
+            for r in self.ranges[from..]
+                .iter()
+                .take_while(|r| r.start < range.end)
+            {
+                both.insert(r.start.max(range.start)..r.end.min(range.end));
+            }
+        }
+        both
+    }
+
     /// The numbers below `end` that are not members.
     pub fn missing_below(&self, end: u64) -> RangeSet {
         let mut missing = RangeSet::of(0..end);

@@ -107,7 +107,7 @@ pub struct Open {
 }
 
 /// The receiver's terms.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accept {
     /// Cell length in bytes.
     pub chunk_len: u32,
@@ -329,6 +329,14 @@ impl ReceiverFrame {
             control: Some(control),
             ..ReceiverFrame::default()
         }
+    }
+
+    /// Only what lanes other than the control lane may carry: rejects and an ack.
+    pub fn is_of_any_lane(&self) -> bool {
+        self.control.is_none()
+            && self.wanted.is_empty()
+            && self.durable.is_empty()
+            && self.keeps.is_empty()
     }
 
     /// Nothing in it.

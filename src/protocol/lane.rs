@@ -1,5 +1,6 @@
 //! Order of chunks on one lane, seen from the receiver.
 
+use super::Reject;
 use crate::plan::RangeSet;
 
 /// Which of the chunks that arrived on a lane are settled.
@@ -8,6 +9,9 @@ pub(super) struct ReceiveLane {
     arrived_count: u64,
     settled: RangeSet,
     acked_count: u64,
+    /// Refused chunks of this lane that the sender has not been told of: they go out
+    /// on the lane itself, so that no ack can overtake them.
+    pub(super) rejects: Vec<Reject>,
 }
 
 impl ReceiveLane {

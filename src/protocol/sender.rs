@@ -177,16 +177,60 @@ impl Sender {
         self.config.grid.cell_span(entry.header.byte_len, cell.cell)
     }
 
+    /// Adds a lane, which may send from now on. Numbers are never used again.
+    pub fn join(&mut self, lane: u32) {
+        self.lanes.entry(lane).or_default();
+    }
+
+    /// A lane is gone. What was on its way goes back to the pool, unless it is
+    /// known to have arrived.
+    pub fn leave(&mut self, lane: u32) {
+        let Some(state) = self.lanes.remove(&lane) else {
+            return;
+        };
+        for item in state.on_way {
+            let len = self.span(item.cell).map_or(0, |(_, len)| u64::from(len));
+            self.in_flight_bytes -= len;
+            // A refused cell is being read again and goes its own way.
+            if !item.rejected {
+                self.take_back(item.cell, len);
+            }
+        }
+    }
+
+    /// A cell that was to be sent will not be acked: it is sent again, unless it is
+    /// durable already.
+    fn take_back(&mut self, cell: CellId, len: u64) {
+        let Some(entry) = self.entries.get_mut(cell.entry as usize) else {
+            return;
+        };
+        let range = cell.cell..cell.cell + 1;
+        entry.unsettled.remove(range.clone());
+        if entry.durable.contains(cell.cell) {
+            self.open_cells -= 1;
+            self.progress.settled_bytes += len;
+        } else {
+            entry.pending.insert(range);
+            self.ready.push_back(cell.entry);
+        }
+    }
+
     /// Takes in a frame of lane `lane`, except its control part.
     ///
     /// # Errors
     /// The receiver broke a rule.
     pub fn handle(&mut self, lane: u32, frame: &ReceiverFrame) -> Result<(), ProtocolError> {
+        if lane != 0 && !frame.is_of_any_lane() {
+            return Err(ProtocolError::new(
+                Reason::BadFrame,
+                format!("lane {lane} brings what belongs to the control lane"),
+            ));
+        }
         for wanted in &frame.wanted {
             self.handle_wanted(wanted)?;
         }
         for reject in &frame.rejects {
-            self.handle_reject(reject)?;
+            self.handle_reject(lane, reject)?;
         }
         if let Some(count) = frame.ack {
             self.handle_ack(lane, count)?;
@@ -246,7 +290,7 @@ impl Sender {
         Ok(())
     }
 
-    fn handle_reject(&mut self, reject: &Reject) -> Result<(), ProtocolError> {
+    fn handle_reject(&mut self, lane: u32, reject: &Reject) -> Result<(), ProtocolError> {
         let bad = |why: &str| ProtocolError::new(Reason::BadFrame, why);
         let grid = self.config.grid;
         let entry = self.entry_mut(reject.entry)?;
@@ -257,9 +301,10 @@ impl Sender {
             entry: reject.entry,
             cell,
         };
-        let on_way = self.lanes.values_mut().flat_map(|l| l.on_way.iter_mut());
+        let on_way = self.lanes.get_mut(&lane).map(|l| l.on_way.iter_mut());
         let item = on_way
             .into_iter()
+            .flatten()
             .find(|item| item.cell == id && !item.rejected);
         item.ok_or_else(|| bad("a cell is refused that was not sent"))?
             .rejected = true;
@@ -314,6 +359,11 @@ impl Sender {
         let mut fresh = durable.ranges.clone();
         fresh.subtract(&entry.durable);
         entry.durable.union_with(&fresh);
+        // What a dead lane brought may be durable although its ack was lost.
+        let arrived = entry.pending.intersection(&fresh);
+        entry.pending.subtract(&arrived);
+        self.open_cells -= arrived.count();
+        self.progress.settled_bytes += self.bytes_of(durable.entry, &arrived);
         self.progress.durable_bytes += self.bytes_of(durable.entry, &fresh);
         Ok(())
     }
@@ -335,13 +385,25 @@ impl Sender {
         Ok(())
     }
 
-    /// A cell was handed to a lane, after all that were handed to it before.
-    pub fn sent(&mut self, lane: u32, cell: CellId) {
-        let lane = self.lanes.entry(lane).or_default();
-        lane.on_way.push_back(OnLane {
-            cell,
-            rejected: false,
-        });
+    /// A cell is about to be handed to a lane, after all that were handed to it
+    /// before. `false`: it is not to be sent, because the lane is gone or the cell
+    /// became durable while it waited.
+    pub fn sent(&mut self, lane: u32, cell: CellId) -> bool {
+        let len = self.span(cell).map_or(0, |(_, len)| u64::from(len));
+        let durable = self
+            .entries
+            .get(cell.entry as usize)
+            .is_some_and(|entry| entry.durable.contains(cell.cell));
+        if !durable && let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.on_way.push_back(OnLane {
+                cell,
+                rejected: false,
+            });
+            return true;
+        }
+        self.in_flight_bytes -= len;
+        self.take_back(cell, len);
+        false
     }
 
     /// A refused cell was read again. `same` = with the checksum that was sent:
@@ -361,8 +423,8 @@ impl Sender {
             ));
         }
         entry.rechecking.remove(cell.cell..cell.cell + 1);
-        entry.pending.insert(cell.cell..cell.cell + 1);
-        self.ready.push_back(cell.entry);
+        let len = self.span(cell).map_or(0, |(_, len)| u64::from(len));
+        self.take_back(cell, len);
         Ok(())
     }
 

@@ -186,9 +186,11 @@ impl ServerBuilder {
         let context = ReceiveContext {
             catalog,
             registry: Registry::default(),
+            sessions: Default::default(),
             options: ReceiveOptions {
                 window_bytes: self.budget_bytes / 2,
                 chunk_len: self.chunk_len,
+                ..ReceiveOptions::default()
             },
             budget: Budget::new(self.budget_bytes),
             draining,

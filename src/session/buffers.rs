@@ -62,7 +62,14 @@ pub(crate) struct PooledBuffer {
     bytes: Vec<u8>,
     len: usize,
     pool: BufferPool,
-    _reserved: Reserved,
+    reserved: Option<Reserved>,
+}
+
+impl PooledBuffer {
+    /// Gives the buffer back and keeps its share of the budget.
+    pub(crate) fn into_reserved(mut self) -> Option<Reserved> {
+        self.reserved.take()
+    }
 }
 
 impl BufferPool {
@@ -92,7 +99,7 @@ impl BufferPool {
             bytes,
             len,
             pool: self.clone(),
-            _reserved: reserved,
+            reserved: Some(reserved),
         }
     }
 }

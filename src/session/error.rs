@@ -46,6 +46,12 @@ impl SessionError {
         !matches!(self, SessionError::Store(_) | SessionError::Bug(_))
     }
 
+    /// Whether only a connection was lost: of a lane that joined, the session goes on
+    /// without it.
+    pub(crate) fn is_lost_connection(&self) -> bool {
+        matches!(self, SessionError::Disconnected(_) | SessionError::Idle(_))
+    }
+
     /// The stable reason.
     pub(crate) fn reason(&self) -> Reason {
         match self {

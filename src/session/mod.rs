@@ -19,4 +19,4 @@ pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
-pub(crate) use send::{SendContext, SendLane, cancelled, send, status_error};
+pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};

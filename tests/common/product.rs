@@ -11,7 +11,7 @@ use std::{
 };
 use tensorferry::{
     Error, ErrorCode, PushOptions, TransferReport,
-    format::npy::encode_header,
+    format::{codec::CodecChoice, npy::encode_header},
     plan::CheckpointName,
     source::{SourceOptions, SourceSet},
 };
@@ -63,8 +63,25 @@ pub(crate) fn name(text: &str) -> CheckpointName {
     text.parse().unwrap()
 }
 
-pub(crate) fn options(change: impl FnOnce(&mut PushOptions)) -> PushOptions {
+/// How tests push unless they say otherwise: as users do, or as the environment
+/// says, so that the same claims are checked with several lanes and a codec.
+pub(crate) fn defaults() -> PushOptions {
     let mut options = PushOptions::default();
+    let wish = |name: &str| std::env::var(name).ok();
+    if let Some(lanes) = wish("TENSORFERRY_LANES") {
+        options.lanes = lanes.parse().unwrap();
+    }
+    options.codec = match wish("TENSORFERRY_CODEC").as_deref() {
+        None | Some("auto") => CodecChoice::Auto,
+        Some("none") => CodecChoice::None,
+        Some("lz4") => CodecChoice::Lz4,
+        Some(other) => panic!("no codec {other}"),
+    };
+    options
+}
+
+pub(crate) fn options(change: impl FnOnce(&mut PushOptions)) -> PushOptions {
+    let mut options = defaults();
     change(&mut options);
     options
 }
@@ -82,7 +99,7 @@ pub(crate) async fn push(
 }
 
 pub(crate) async fn push_plain(server: &TestServer, dir: &Path) -> TransferReport {
-    push(server, dir, PushOptions::default()).await.unwrap()
+    push(server, dir, defaults()).await.unwrap()
 }
 
 /// The error's class and the exit code of the command line.

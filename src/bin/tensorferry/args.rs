@@ -3,7 +3,11 @@
 use crate::{output::Format, units};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{ffi::OsString, path::PathBuf};
-use tensorferry::protocol::{CommitMode, Layout};
+use tensorferry::{
+    LANES_MAX, PushOptions,
+    format::codec::CodecChoice,
+    protocol::{CommitMode, Layout},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -172,6 +176,12 @@ pub(crate) struct PushArgs {
     /// receiver's]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_chunk_len, env = "TENSORFERRY_CHUNK")]
     pub(crate) chunk: Option<u32>,
+    /// Connections to send over, 1 to 16
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(LANES_MAX)), default_value_t = PushOptions::default().lanes, env = "TENSORFERRY_LANES")]
+    pub(crate) lanes: u32,
+    /// How chunks are compressed on the way
+    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_CODEC")]
+    pub(crate) codec: CodecArg,
     /// Attempts in a row that make nothing durable before giving up
     #[arg(
         long,
@@ -199,6 +209,27 @@ impl From<LayoutArg> for Layout {
         match layout {
             LayoutArg::Named => Layout::Named,
             LayoutArg::Indexed => Layout::Indexed,
+        }
+    }
+}
+
+/// How chunks are compressed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CodecArg {
+    /// LZ4 where a sample of the chunk shrinks, else as they are
+    Auto,
+    /// Not at all
+    None,
+    /// LZ4 wherever that is smaller
+    Lz4,
+}
+
+impl From<CodecArg> for CodecChoice {
+    fn from(codec: CodecArg) -> CodecChoice {
+        match codec {
+            CodecArg::Auto => CodecChoice::Auto,
+            CodecArg::None => CodecChoice::None,
+            CodecArg::Lz4 => CodecChoice::Lz4,
         }
     }
 }

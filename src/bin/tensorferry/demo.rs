@@ -15,6 +15,7 @@ use std::{
 use tensorferry::{
     Checkpoint, CheckpointSummary, Client, Error, PushOptions, Server, TransferReport,
     format::Dtype,
+    format::codec::CodecChoice,
     plan::{CheckpointName, EntryKind},
     protocol::Reason,
     source::SourceSet,
@@ -142,6 +143,8 @@ async fn push_twice(
         demo_cut::start(address, (total_bytes / 2).max(1)).map_err(|e| io_failure("relay", e))?;
     let mut options = PushOptions::default();
     options.retries = 0;
+    // Raw, or a compressible source might arrive before the cut.
+    options.codec = CodecChoice::None;
     let transfer = Client::new(&cut.to_string())?.push(Arc::clone(source), &name, options);
     let watcher = transfer.watcher();
     let first = transfer.await;

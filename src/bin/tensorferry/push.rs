@@ -113,6 +113,8 @@ fn options(args: &PushArgs) -> PushOptions {
     options.restart = args.restart;
     options.verify = args.verify;
     options.retries = args.retries;
+    options.lanes = args.lanes;
+    options.codec = args.codec.into();
     options.budget_bytes = args.budget;
     options
 }

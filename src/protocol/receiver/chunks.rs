@@ -3,7 +3,7 @@
 use super::{Arrival, CompareJob, MAX_REJECTS_IN_ROW, Receiver};
 use crate::{
     format::codec::{self, Codec},
-    plan::{EntryKind, RangeSet, clip},
+    plan::{RangeSet, clip},
     protocol::{
         ChunkHead, Compare, MAX_COMPARE_CELLS, MAX_COMPARING_CELLS, ProtocolError, Reason, Reject,
         Wanted,
@@ -47,10 +47,7 @@ impl Receiver {
                 head.raw_len
             )));
         }
-        let item_len = match header.kind {
-            EntryKind::Tensor { dtype } => (dtype.bits() / 8).max(1) as u32,
-            EntryKind::Blob => 1,
-        };
+        let item_len = header.item_len();
         let taken = slot.is_taken(cell);
         Codec::from_id(head.codec)
             .filter(|codec| self.config.codecs & codec.bit() != 0)
@@ -109,12 +106,15 @@ impl Receiver {
     /// # Errors
     /// Too many in a row did not.
     pub fn reject(&mut self, ticket: Ticket, found_crc32c: u32) -> Result<(), ProtocolError> {
-        self.rejects.push(Reject {
-            entry: ticket.wire_entry,
-            offset: ticket.offset,
-            expected_crc32c: ticket.crc32c,
-            found_crc32c,
-        });
+        // The sender of a lane that is gone sends the cell again by itself.
+        if let Some(lane) = self.lanes.get_mut(&ticket.lane) {
+            lane.rejects.push(Reject {
+                entry: ticket.wire_entry,
+                offset: ticket.offset,
+                expected_crc32c: ticket.crc32c,
+                found_crc32c,
+            });
+        }
         self.settle(ticket.lane, ticket.sequence);
         self.rejects_in_row += 1;
         if self.rejects_in_row > MAX_REJECTS_IN_ROW {

@@ -11,7 +11,7 @@ pub use work::{
 };
 
 use super::{
-    Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Reject, Wanted,
+    Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Wanted,
     lane::ReceiveLane, slot::Slot,
 };
 use crate::plan::{FileNames, RangeSet, SourceKey, SourceState};
@@ -30,6 +30,8 @@ const MAX_ANSWERS: usize = 512;
 const MAX_DURABLE: usize = 8192;
 /// Chunks settled before an ack is sent while others are under way.
 const ACK_BATCH: u64 = 4;
+/// Lanes that may join one session, one after the other.
+const MAX_JOINS: u64 = 1024;
 
 /// The receiving role of one session.
 #[derive(Debug)]
@@ -54,10 +56,12 @@ pub struct Receiver {
     /// Rest of an answer that did not fit its frame: entry, wanted, held.
     rest: Option<(u32, RangeSet, RangeSet)>,
     lanes: BTreeMap<u32, ReceiveLane>,
+    /// Numbers that lanes have had: one that comes again would be taken for the
+    /// earlier one by chunks still under way.
+    used_lanes: RangeSet,
     rejects_in_row: u32,
 
     // Answers waiting for a frame.
-    rejects: Vec<Reject>,
     further: Vec<Wanted>,
     durable_out: BTreeMap<u32, RangeSet>,
     keeps_out: BTreeMap<u32, RangeSet>,
@@ -137,8 +141,8 @@ impl Receiver {
             unanswered: VecDeque::new(),
             rest: None,
             lanes: BTreeMap::from([(0, ReceiveLane::default())]),
+            used_lanes: RangeSet::of(0..1),
             rejects_in_row: 0,
-            rejects: Vec::new(),
             further: Vec::new(),
             durable_out: BTreeMap::new(),
             keeps_out: BTreeMap::new(),
@@ -219,9 +223,8 @@ impl Receiver {
 
     fn poll_frame(&mut self) -> Option<ReceiveAction> {
         let mut frame = ReceiverFrame {
-            rejects: std::mem::take(&mut self.rejects),
             wanted: std::mem::take(&mut self.further),
-            ..ReceiverFrame::default()
+            ..self.poll_lane(0).unwrap_or_default()
         };
         while frame.durable.len() < MAX_DURABLE
             && let Some((entry, ranges)) = self.durable_out.pop_first()
@@ -234,21 +237,52 @@ impl Receiver {
         if !self.ending {
             self.answer(&mut frame);
         }
-        let mut ack_lane = 0;
+        (!frame.is_empty()).then_some(ReceiveAction::Send(frame))
+    }
+
+    /// What is to be said on a lane other than lane 0, whose frames come out of
+    /// [`Receiver::poll`].
+    pub fn poll_lane(&mut self, lane: u32) -> Option<ReceiverFrame> {
         // Withheld acks are how the wire waits for the disk.
-        if !self.ending && self.undurable_bytes <= self.config.commit.max_undurable_bytes {
-            for (&lane, state) in &mut self.lanes {
-                if let Some(count) = state.take_ack(ACK_BATCH) {
-                    ack_lane = lane;
-                    frame.ack = Some(count);
-                    break;
-                }
-            }
+        let may_ack =
+            !self.ending && self.undurable_bytes <= self.config.commit.max_undurable_bytes;
+        let state = self.lanes.get_mut(&lane)?;
+        let frame = ReceiverFrame {
+            rejects: std::mem::take(&mut state.rejects),
+            ack: may_ack.then(|| state.take_ack(ACK_BATCH)).flatten(),
+            ..ReceiverFrame::default()
+        };
+        (!frame.is_empty()).then_some(frame)
+    }
+
+    /// Adds a lane.
+    ///
+    /// # Errors
+    /// The number was used before, or too many lanes were.
+    pub fn join(&mut self, lane: u32) -> Result<(), ProtocolError> {
+        let number = u64::from(lane);
+        if self.used_lanes.contains(number) {
+            return Err(ProtocolError::new(
+                Reason::BadFrame,
+                format!("lane {lane} joins a second time"),
+            ));
         }
-        (!frame.is_empty()).then_some(ReceiveAction::Send {
-            lane: ack_lane,
-            frame,
-        })
+        if self.lanes.len() >= self.config.max_lanes as usize
+            || self.used_lanes.count() >= MAX_JOINS
+        {
+            return Err(ProtocolError::new(
+                Reason::TooMany,
+                format!("a session has at most {} lanes", self.config.max_lanes),
+            ));
+        }
+        self.used_lanes.insert(number..number + 1);
+        self.lanes.insert(lane, ReceiveLane::default());
+        Ok(())
+    }
+
+    /// A lane is gone. Its chunks that have arrived are written all the same.
+    pub fn leave(&mut self, lane: u32) {
+        self.lanes.remove(&lane);
     }
 
     /// Adds answers to announcements, as far as the journal allows.

@@ -29,6 +29,8 @@ pub struct ReceiverConfig {
     pub grid: Grid,
     /// Bitmap of codecs accepted.
     pub codecs: u32,
+    /// Most lanes at a time, the control lane among them.
+    pub max_lanes: u32,
     /// When to commit.
     pub commit: CommitPolicy,
     /// File names.
@@ -120,13 +122,8 @@ pub struct PublishPlan {
 /// Work that the receiver asks for.
 #[derive(Debug)]
 pub enum ReceiveAction {
-    /// Send a frame on lane 0, except the ack, which belongs to `lane`.
-    Send {
-        /// Lane of the ack.
-        lane: u32,
-        /// What to say.
-        frame: ReceiverFrame,
-    },
+    /// Send a frame on lane 0.
+    Send(ReceiverFrame),
     /// Make a group durable, then call [`super::Receiver::committed`].
     Commit(Group),
     /// Compare a cell, then call [`super::Receiver::compared`].

@@ -5,7 +5,10 @@ use super::{
     source::{Source, View, grid},
 };
 use crate::{
-    format::{checksum::crc32c, codec::Codec},
+    format::{
+        checksum::crc32c,
+        codec::{Codec, CodecChoice, Encoded, decode_into},
+    },
     plan::CellId,
     protocol::{
         Announcement, Arrival, Batch, ChunkHead, Compare, CompareJob, Finish, Group, Placement,
@@ -54,6 +57,16 @@ pub(super) enum CommitStep {
     Acknowledge,
 }
 
+/// A lane beside the control lane. Its ends notice its loss one after the other.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) number: u32,
+    pub(super) to_receiver: VecDeque<Frame>,
+    pub(super) to_sender: VecDeque<ReceiverFrame>,
+    pub(super) is_lost_to_sender: bool,
+    pub(super) is_lost_to_receiver: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) view: View,
@@ -71,13 +84,19 @@ pub(super) struct Session {
     pub(super) receiver: Receiver,
     pub(super) has_ended: bool,
     pub(super) receiver_idle: bool,
-    pub(super) verifying: Vec<(Ticket, Vec<u8>)>,
+    /// With codec and encoded bytes.
+    pub(super) verifying: Vec<(Ticket, Codec, Vec<u8>)>,
     pub(super) placing: Vec<(Placement, Vec<u8>)>,
     pub(super) comparing: Vec<(CompareJob, Option<Vec<u8>>)>,
     pub(super) committing: Option<Committing>,
 
     pub(super) to_receiver: VecDeque<Frame>,
     pub(super) to_sender: VecDeque<ReceiverFrame>,
+    pub(super) lanes: Vec<Joined>,
+    pub(super) last_lane: u32,
+    codec: CodecChoice,
+    /// A cell may be durable without its sender having heard of it.
+    pub(super) has_lost_lane: bool,
     /// The link lost, doubled or swapped something, which the real one never does.
     pub(super) is_link_broken: bool,
     pub(super) is_link_noisy: bool,
@@ -85,7 +104,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(view: View, receiver: Receiver, window_bytes: u64) -> Self {
+    pub(super) fn new(
+        view: View,
+        receiver: Receiver,
+        window_bytes: u64,
+        codec: CodecChoice,
+    ) -> Self {
         let mut sender = Sender::new(
             SenderConfig {
                 grid: grid(),
@@ -119,6 +143,10 @@ impl Session {
             comparing: Vec::new(),
             committing: None,
             to_sender: VecDeque::new(),
+            lanes: Vec::new(),
+            last_lane: 0,
+            codec,
+            has_lost_lane: false,
             is_link_broken: false,
             is_link_noisy: false,
             has_source_changed: false,
@@ -130,7 +158,48 @@ impl Session {
         self.drop_sender();
         self.to_receiver.clear();
         self.to_sender.clear();
+        self.lanes.clear();
         self.end_receiver();
+    }
+
+    /// One lane more, as far as the receiver allows.
+    pub(super) fn join(&mut self) -> Result<(), ProtocolError> {
+        let Some(sender) = &mut self.sender else {
+            return Ok(());
+        };
+        self.last_lane += 1;
+        self.receiver.join(self.last_lane)?;
+        sender.join(self.last_lane);
+        self.lanes.push(Joined {
+            number: self.last_lane,
+            to_receiver: VecDeque::new(),
+            to_sender: VecDeque::new(),
+            is_lost_to_sender: false,
+            is_lost_to_receiver: false,
+        });
+        Ok(())
+    }
+
+    /// One end of a lane notices that it is broken; what the other end has sent
+    /// before may still arrive there or not.
+    pub(super) fn lose_lane(&mut self, at: usize, rng: &mut Rng) {
+        let lane = &mut self.lanes[at];
+        self.has_lost_lane = true;
+        if !lane.is_lost_to_sender && (lane.is_lost_to_receiver || rng.chance(500)) {
+            lane.is_lost_to_sender = true;
+            lane.to_sender.clear();
+            self.sender_idle = false;
+            if let Some(sender) = &mut self.sender {
+                sender.leave(lane.number);
+            }
+        } else {
+            lane.is_lost_to_receiver = true;
+            lane.to_receiver.clear();
+            self.receiver_idle = false;
+            self.receiver.leave(lane.number);
+        }
+        self.lanes
+            .retain(|l| !l.is_lost_to_sender || !l.is_lost_to_receiver);
     }
 
     pub(super) fn drop_sender(&mut self) {
@@ -228,14 +297,18 @@ impl Session {
         match self.readings.swap_remove(at) {
             Reading::Cell(cell) => {
                 let (offset, bytes) = read(sender, cell);
-                let len = bytes.len() as u32;
+                let (raw_len, sum) = (bytes.len() as u32, crc32c(&bytes));
+                let (codec, bytes) = match self.codec.encode(u32::MAX, &bytes, 1) {
+                    Encoded::Raw => (Codec::None, bytes),
+                    Encoded::As(codec, encoded) => (codec, encoded),
+                };
                 let head = ChunkHead {
                     entry: cell.entry,
                     offset,
-                    raw_len: len,
-                    encoded_len: len,
-                    codec: Codec::None.id(),
-                    crc32c: crc32c(&bytes),
+                    raw_len,
+                    encoded_len: bytes.len() as u32,
+                    codec: codec.id(),
+                    crc32c: sum,
                 };
                 self.prepared.push_back((cell, head, bytes));
             }
@@ -257,31 +330,48 @@ impl Session {
         Ok(())
     }
 
-    /// Some prepared chunks go out in one frame.
+    /// Some prepared chunks go out in one frame of some lane.
     pub(super) fn hand_over(&mut self, rng: &mut Rng) {
         let Some(sender) = &mut self.sender else {
             return;
         };
         let count = 1 + rng.below(self.prepared.len().min(3));
+        let at = rng.below(self.lanes.len() + 1);
+        let lane = at.checked_sub(1).map(|at| &mut self.lanes[at]);
+        let number = lane.as_ref().map_or(0, |lane| lane.number);
         let (mut batch, mut payload) = (Batch::default(), Vec::new());
         for (cell, head, bytes) in self.prepared.drain(..count) {
-            sender.sent(0, cell);
-            self.sent_count += 1;
-            batch.chunks.push(head);
-            payload.push(bytes);
+            if sender.sent(number, cell) {
+                self.sent_count += 1;
+                batch.chunks.push(head);
+                payload.push(bytes);
+            } else {
+                self.sender_idle = false;
+            }
         }
-        self.to_receiver.push_back(Frame::Batch(batch, payload));
+        match lane {
+            _ if batch.chunks.is_empty() => {}
+            None => self.to_receiver.push_back(Frame::Batch(batch, payload)),
+            Some(lane) if !lane.is_lost_to_receiver => {
+                lane.to_receiver.push_back(Frame::Batch(batch, payload));
+            }
+            // Sent into a void.
+            Some(_) => {}
+        }
     }
 
     /// A frame reaches the receiver.
-    pub(super) fn take_frame(&mut self, frame: Frame) -> Result<(), ProtocolError> {
+    pub(super) fn take_frame(&mut self, lane: u32, frame: Frame) -> Result<(), ProtocolError> {
         self.receiver_idle = false;
         match frame {
             Frame::Batch(batch, payload) => {
-                self.receiver.announce(&batch)?;
+                if lane == 0 {
+                    self.receiver.announce(&batch)?;
+                }
                 for (head, bytes) in batch.chunks.iter().zip(payload) {
-                    if let Arrival::Take(ticket) = self.receiver.arrive(0, head)? {
-                        self.verifying.push((ticket, bytes));
+                    if let Arrival::Take(ticket) = self.receiver.arrive(lane, head)? {
+                        let codec = Codec::from_id(head.codec).expect("a codec of ours");
+                        self.verifying.push((ticket, codec, bytes));
                     }
                 }
             }
@@ -295,7 +385,9 @@ impl Session {
     /// A worker checks a chunk and asks for its place.
     pub(super) fn verify(&mut self, at: usize, mutant: Mutant) -> Result<(), ProtocolError> {
         self.receiver_idle = false;
-        let (ticket, bytes) = self.verifying.swap_remove(at);
+        let (ticket, codec, encoded) = self.verifying.swap_remove(at);
+        let mut bytes = vec![0; ticket.raw_len as usize];
+        decode_into(codec, &encoded, &mut bytes).expect("only payloads are damaged");
         let found = crc32c(&bytes);
         if found != ticket.crc32c && mutant != Mutant::SkipCrc {
             return self.receiver.reject(ticket, found);

@@ -73,7 +73,10 @@ impl Source {
             if file_count == 2 && rng.chance(250) {
                 cited = vec![0, 1];
             }
-            let bytes: Vec<u8> = (0..byte_len).map(|_| rng.next() as u8).collect();
+            let constant = rng.chance(200).then(|| rng.below(2) as u8);
+            let bytes: Vec<u8> = (0..byte_len)
+                .map(|_| constant.unwrap_or(rng.next() as u8))
+                .collect();
             let mut other_bytes = bytes.clone();
             scribble(&mut other_bytes, rng);
             let other_files = [vec![0], vec![1], vec![1, 0]][rng.below(3)].clone();

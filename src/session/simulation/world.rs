@@ -8,7 +8,7 @@ use super::{
     source::{CELL_LEN, Source, View, grid},
 };
 use crate::{
-    format::{checksum::crc32c, codec::Codec},
+    format::{checksum::crc32c, codec::CodecChoice},
     protocol::{
         CommitPolicy, Group, GroupCells, Layout, ProtocolError, PublishPlan, Reason, ReceiveAction,
         Receiver, ReceiverConfig, Recovered, RecoveredEntry, SendAction, SlotFile,
@@ -30,6 +30,7 @@ struct Faults {
     change: u32,
     tamper: u32,
     full: u32,
+    lane_loss: u32,
 }
 
 /// What can happen next.
@@ -45,11 +46,13 @@ enum Event {
     Compare,
     Commit,
     ToSender,
+    Join,
+    MoveLane,
 }
 
 impl Story {
     /// Everything in it with its name.
-    pub(super) fn counts(&self) -> [(&'static str, u64); 11] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 13] {
         [
             ("sessions", self.sessions),
             ("steps", self.steps),
@@ -62,6 +65,8 @@ impl Story {
             ("differing cells", self.differing_cells),
             ("forgotten entries", self.forgotten),
             ("adoptions", self.adoptions),
+            ("lanes", self.lanes),
+            ("lost lanes", self.lost_lanes),
         ]
     }
 }
@@ -80,6 +85,8 @@ pub(super) struct Story {
     pub(super) differing_cells: u64,
     pub(super) forgotten: u64,
     pub(super) adoptions: u64,
+    pub(super) lanes: u64,
+    pub(super) lost_lanes: u64,
 }
 
 #[derive(Debug)]
@@ -91,6 +98,9 @@ pub(super) struct World {
     layout: Layout,
     commit: CommitPolicy,
     window_bytes: u64,
+    /// Lanes that a session tries to have beside the control lane.
+    lane_wish: usize,
+    codec: CodecChoice,
     sources: [Source; 2],
     view: View,
     disk: Disk,
@@ -114,6 +124,7 @@ impl World {
             damage: rng.pick(&[0, 30, 200]),
             tamper: rng.pick(&[0, 0, 20]),
             full: rng.pick(&[0, 0, 20]),
+            lane_loss: rng.pick(&[0, 10, 100]),
             ..Faults::default()
         };
         if rng.chance(250) {
@@ -136,6 +147,8 @@ impl World {
             layout: rng.pick(&[Layout::Named, Layout::Indexed]),
             commit,
             window_bytes: 8 + rng.below(57) as u64,
+            lane_wish: rng.pick(&[0, 1, 2, 2]),
+            codec: rng.pick(&[CodecChoice::None, CodecChoice::Lz4]),
             view: sources[0].open(0, true, mutant == Mutant::TrustUnsettled),
             sources,
             disk: Disk::default(),
@@ -264,6 +277,22 @@ impl World {
             (!session.comparing.is_empty(), Event::Compare),
             (session.committing.is_some(), Event::Commit),
             (listens && !session.to_sender.is_empty(), Event::ToSender),
+            (
+                listens
+                    && !session.has_ended
+                    && session.lanes.len() < self.lane_wish
+                    && session.last_lane < 6,
+                Event::Join,
+            ),
+            (
+                session.lanes.iter().any(|l| {
+                    !l.to_receiver.is_empty()
+                        || !l.to_sender.is_empty()
+                        || l.is_lost_to_sender
+                        || l.is_lost_to_receiver
+                }),
+                Event::MoveLane,
+            ),
         ];
         let count = possible
             .iter()
@@ -286,7 +315,9 @@ impl World {
             Event::PollSender => {
                 if let Some(SendAction::Send(cell)) = session.poll_sender(source) {
                     let name = &session.view.entries[cell.entry as usize].1.name;
-                    let again = self.ledger.contains(name, cell.cell) && !session.is_link_broken;
+                    let again = self.ledger.contains(name, cell.cell)
+                        && !session.is_link_broken
+                        && !session.has_lost_lane;
                     assert!(
                         !again,
                         "cell {} of {name:?} was acked durable and is sent again",
@@ -335,6 +366,11 @@ impl World {
                 Ok(())
             }
             Event::ToSender => self.answer(session),
+            Event::Join => {
+                self.story.lanes += 1;
+                session.join()
+            }
+            Event::MoveLane => self.move_lane(session),
         }
     }
 

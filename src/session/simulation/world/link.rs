@@ -11,17 +11,49 @@ impl World {
         let Some(mut frame) = frame else {
             return Ok(());
         };
-        if let Frame::Batch(batch, payload) = &mut frame {
-            if let Some(bytes) = payload.first_mut()
-                && self.rng.chance(self.faults.damage)
-            {
-                let at = self.rng.below(bytes.len());
-                bytes[at] ^= 1 << self.rng.below(8);
-                session.is_link_noisy = true;
-            }
+        session.is_link_noisy |= self.damage(&mut frame);
+        if let Frame::Batch(batch, _) = &frame {
             self.ledger.announced(batch, &session.view, self.layout);
         }
-        session.take_frame(frame)
+        session.take_frame(0, frame)
+    }
+
+    /// Something happens on a lane that joined.
+    pub(super) fn move_lane(&mut self, session: &mut Session) -> Result<(), ProtocolError> {
+        let at = self.rng.below(session.lanes.len());
+        if self.rng.chance(self.faults.lane_loss) {
+            session.lose_lane(at, &mut self.rng);
+            self.story.lost_lanes += 1;
+            return Ok(());
+        }
+        let lane = &mut session.lanes[at];
+        let number = lane.number;
+        if self.rng.chance(500) {
+            if let Some(mut frame) = lane.to_receiver.pop_front()
+                && !session.has_ended
+            {
+                session.is_link_noisy |= self.damage(&mut frame);
+                session.take_frame(number, frame)?;
+            }
+        } else if let Some(frame) = lane.to_sender.pop_front()
+            && let Some(sender) = &mut session.sender
+        {
+            session.sender_idle = false;
+            sender.handle(number, &frame)?;
+        }
+        Ok(())
+    }
+
+    fn damage(&mut self, frame: &mut Frame) -> bool {
+        if let Frame::Batch(_, payload) = frame
+            && let Some(bytes) = payload.iter_mut().find(|bytes| !bytes.is_empty())
+            && self.rng.chance(self.faults.damage)
+        {
+            let at = self.rng.below(bytes.len());
+            bytes[at] ^= 1 << self.rng.below(8);
+            return true;
+        }
+        false
     }
 
     /// A frame on its way to the sender.

@@ -154,8 +154,9 @@ impl World {
         self.journal.sync();
         self.story.sessions += 1;
         let config = ReceiverConfig {
+            max_lanes: 4,
             grid: grid(),
-            codecs: Codec::None.bit(),
+            codecs: CodecChoice::Lz4.codecs(),
             commit: self.commit,
             layout: self.layout,
             manifest: self.view.promise,
@@ -166,6 +167,7 @@ impl World {
             self.view.clone(),
             receiver,
             self.window_bytes.max(CELL_LEN),
+            self.codec,
         ));
     }
 }

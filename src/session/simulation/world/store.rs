@@ -19,12 +19,14 @@ impl World {
     }
 
     pub(super) fn poll_receiver(&mut self, session: &mut Session) {
-        let Some(action) = session.receiver.poll(self.now) else {
-            session.receiver_idle = true;
+        let action = session.receiver.poll(self.now);
+        let said_more = self.poll_lanes(session);
+        let Some(action) = action else {
+            session.receiver_idle = !said_more;
             return;
         };
         match action {
-            ReceiveAction::Send { frame, .. } => {
+            ReceiveAction::Send(frame) => {
                 assert!(
                     session.is_link_broken || frame.ack.is_none_or(|n| n <= session.sent_count)
                 );
@@ -38,6 +40,22 @@ impl World {
             ReceiveAction::Compare(job) => session.comparing.push((job, None)),
             ReceiveAction::Publish(plan) => self.publish(session, &plan),
         }
+    }
+
+    /// Whether any lane that joined had something to say.
+    fn poll_lanes(&mut self, session: &mut Session) -> bool {
+        let mut said_more = false;
+        for lane in session.lanes.iter_mut().filter(|l| !l.is_lost_to_receiver) {
+            while let Some(frame) = session.receiver.poll_lane(lane.number) {
+                assert!(frame.is_of_any_lane());
+                self.story.rejected += frame.rejects.len() as u64;
+                said_more = true;
+                if !lane.is_lost_to_sender {
+                    lane.to_sender.push_back(frame);
+                }
+            }
+        }
+        said_more
     }
 
     /// The steps of a commit in their order, or in that of a mutant.

@@ -1,28 +1,37 @@
 //! The sending loop.
 //!
-//! Three tasks: one takes in the receiver's frames, one hands prepared chunks to
-//! the lane in the order in which it counts them, and the driver asks the role
-//! what to do next. Cells are read by I/O threads into pooled buffers, summed by
-//! CPU workers, and go to the connection by reference.
+//! The driver asks the role what to do next; cells are read by I/O threads into
+//! pooled buffers, summed and encoded by CPU workers, and wait in one queue from
+//! which every lane takes when it is free. On each lane one task hands chunks over in
+//! the order in which the role counts them, and one takes in what comes back.
 
+mod cell;
+mod lane;
+
+use self::{
+    cell::prepare,
+    lane::{Queue, keep_lane, write_chunks},
+};
 use super::{
-    buffers::{Budget, BufferPool, PooledBuffer, Reserved},
+    buffers::{Budget, BufferPool},
     error::SendError,
     progress::{ProgressCell, Stage},
-    workers::{on_cpu, on_io},
+    workers::on_io,
 };
 use crate::{
-    format::{checksum, codec::Codec},
-    plan::{CellId, Grid, SourceState},
+    format::{
+        checksum,
+        codec::{Codec, CodecChoice},
+    },
+    plan::{CellId, Digest16, Grid, SourceState},
     protocol::{
-        Abort, Accept, Announcement, Batch, ChunkHead, Compare, Done, Finish, MAX_HEAD_BYTES, Open,
-        ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig,
-        SenderFrame,
+        Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
+        ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
     },
     source::{SourceEntry, SourceSet},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
-        encode_sources_and_entries, frame_head, pb, reason_of,
+        encode_sources_and_entries, pb, reason_of,
     },
 };
 use bytes::Bytes;
@@ -30,12 +39,13 @@ use prost::Message as _;
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
     time::Duration,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 use tonic::{Streaming, transport::Channel};
@@ -47,13 +57,20 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of announcements in one frame.
 const ANNOUNCE_FRAME_BYTES: usize = 60 << 10;
-/// Chunks in one frame.
-const MAX_FRAME_CHUNKS: usize = 512;
+
+/// Makes one more connection to the receiver.
+pub(crate) type Connect = Arc<
+    dyn Fn() -> Pin<Box<dyn Future<Output = Result<SendLane, SendError>> + Send>> + Send + Sync,
+>;
 
 /// What a session needs beside its connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct SendContext {
     pub(crate) source: Arc<SourceSet>,
+    pub(crate) connect: Connect,
+    /// Connections wished, the control lane among them.
+    pub(crate) lanes: u32,
+    pub(crate) codec: CodecChoice,
     pub(crate) budget: Budget,
     /// Bytes of the whole budget, which also bounds the window.
     pub(crate) budget_bytes: u64,
@@ -78,11 +95,17 @@ struct Session {
     failure: Mutex<Option<SendError>>,
     done: Mutex<Option<Done>>,
     prepared: mpsc::UnboundedSender<Prepared>,
+    /// Codecs agreed on.
+    codecs: u32,
+    session_token: Digest16,
+    /// Number of the next lane.
+    next_lane: AtomicU32,
     /// No payload was sent by this call before: what is there now was resumed.
     is_first: bool,
 }
 
 /// A cell ready to go.
+#[derive(Debug)]
 struct Prepared {
     cell: CellId,
     head: ChunkHead,
@@ -110,6 +133,22 @@ impl Session {
 
     fn done(&self) -> Option<Done> {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what came on a lane.
+    fn take_answer(&self, lane: u32, frame: &ReceiverFrame) -> Result<(), ProtocolError> {
+        let state = {
+            let mut core = self.core();
+            core.handle(lane, frame)?;
+            core.progress()
+        };
+        self.context.progress.set(state);
+        if self.is_first {
+            self.context
+                .progress
+                .update(|p| p.resumed_bytes = state.resumed_bytes);
+        }
+        Ok(())
     }
 
     /// Runs a job whose panic ends this session and nothing else.
@@ -171,12 +210,21 @@ pub(crate) async fn send(
     }
     let (session, prepared) = start(context, open, &accept, grid);
     let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
-    let mut writer = tokio::spawn(write_chunks(
-        Arc::clone(&session),
-        out.clone(),
+    let queue = Arc::new(tokio::sync::Mutex::new(Queue::new(
         prepared,
         accept.chunk_len,
+    )));
+    let mut writer = tokio::spawn(write_chunks(
+        Arc::clone(&session),
+        0,
+        out.clone(),
+        Arc::clone(&queue),
     ));
+    // Dropped, it ends them.
+    let mut lanes = JoinSet::new();
+    for _ in 1..session.context.lanes.min(accept.max_lanes) {
+        lanes.spawn(keep_lane(Arc::clone(&session), Arc::clone(&queue)));
+    }
     let mut cancel = session.context.cancel.clone();
     let result = tokio::select! {
         result = drive(&session, &out, accept.chunk_len) => result,
@@ -227,6 +275,9 @@ fn start(
         failure: Mutex::new(None),
         done: Mutex::new(None),
         prepared: sender,
+        codecs: accept.codecs & open.codecs,
+        session_token: accept.session_token,
+        next_lane: AtomicU32::new(1),
     };
     (Arc::new(session), prepared)
 }
@@ -326,98 +377,6 @@ fn announcement_of(entry: &SourceEntry) -> Announcement {
     }
 }
 
-/// Reads a cell on an I/O thread, sums it on a worker and queues it for the lane.
-fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) {
-    let span = session.core().span(cell);
-    let Some((offset, len)) = span else { return };
-    session.job(on_io, move |session| {
-        let mut buffer = session.pool.take(len as usize, reserved);
-        if let Err(error) =
-            session
-                .context
-                .source
-                .read_at(cell.entry as usize, offset, buffer.as_mut())
-        {
-            return session.fail(error);
-        }
-        session.job(on_cpu, move |session| {
-            sum_and_queue(session, cell, offset, buffer)
-        });
-    });
-}
-
-fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuffer) {
-    let len = buffer.as_ref().len() as u32;
-    let head = ChunkHead {
-        entry: cell.entry,
-        offset,
-        raw_len: len,
-        encoded_len: len,
-        codec: Codec::None.id(),
-        crc32c: checksum::crc32c(buffer.as_ref()),
-    };
-    let prepared = Prepared {
-        cell,
-        head,
-        bytes: Bytes::from_owner(buffer),
-    };
-    // Unbounded in form only: every chunk in it has its share of the budget.
-    let _ = session.prepared.send(prepared);
-}
-
-/// Hands prepared chunks to the lane, several small ones to a frame.
-async fn write_chunks(
-    session: Arc<Session>,
-    out: LaneSender,
-    mut prepared: mpsc::UnboundedReceiver<Prepared>,
-    chunk_len: u32,
-) {
-    let mut next = None;
-    loop {
-        let first = match next.take() {
-            Some(chunk) => chunk,
-            None => match prepared.recv().await {
-                Some(chunk) => chunk,
-                None => return,
-            },
-        };
-        let mut bytes = u64::from(first.head.encoded_len);
-        let mut chunks = vec![first];
-        while chunks.len() < MAX_FRAME_CHUNKS && bytes < u64::from(chunk_len) {
-            let Ok(chunk) = prepared.try_recv() else {
-                break;
-            };
-            if bytes + u64::from(chunk.head.encoded_len) > u64::from(chunk_len) {
-                next = Some(chunk);
-                break;
-            }
-            bytes += u64::from(chunk.head.encoded_len);
-            chunks.push(chunk);
-        }
-        {
-            let mut core = session.core();
-            chunks.iter().for_each(|c| core.sent(0, c.cell));
-        }
-        for chunk in &chunks {
-            let head = &chunk.head;
-            let progress = &session.context.progress;
-            progress.count_sent(chunk.cell, head.raw_len, head.encoded_len);
-        }
-        let batch = Batch {
-            chunks: chunks.iter().map(|c| c.head).collect(),
-            ..Batch::default()
-        };
-        let head = encode_sender_frame(&SenderFrame::Batch(batch));
-        debug_assert!(head.encoded_len() <= MAX_HEAD_BYTES);
-        let head = frame_head(&head, bytes as usize);
-        let parts = std::iter::once(head).chain(chunks.into_iter().map(|c| c.bytes));
-        if out.send(parts).await.is_err() {
-            // The reader learns why.
-            return;
-        }
-    }
-}
-
 /// Takes in what the receiver says until it ends the call.
 async fn read_frames(session: Arc<Session>, mut frames: Streaming<pb::ReceiverFrame>) {
     loop {
@@ -448,18 +407,7 @@ async fn read_frames(session: Arc<Session>, mut frames: Streaming<pb::ReceiverFr
 
 fn take_frame(session: &Session, frame: pb::ReceiverFrame) -> Result<(), SendError> {
     let frame = decode_receiver_frame(frame)?;
-    let state = {
-        let mut core = session.core();
-        core.handle(0, &frame)?;
-        core.progress()
-    };
-    session.context.progress.set(state);
-    if session.is_first {
-        session
-            .context
-            .progress
-            .update(|p| p.resumed_bytes = state.resumed_bytes);
-    }
+    session.take_answer(0, &frame)?;
     match frame.control {
         None => Ok(()),
         Some(ReceiverControl::Done(done)) => {

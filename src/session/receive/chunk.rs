@@ -1,0 +1,155 @@
+//! From the bytes of a chunk to a cell in its file: decoded and summed by a CPU
+//! worker, written by an I/O thread.
+
+use super::Session;
+use crate::{
+    format::{
+        checksum,
+        codec::{self, Codec, CodecError},
+    },
+    protocol::{ChunkHead, Placement, ProtocolError, Reason, Ticket},
+    session::{
+        buffers::Reserved,
+        workers::{on_cpu, on_io},
+    },
+    wire::Rope,
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Instant};
+
+/// What a zero cell is written from.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// A chunk whose head has come and whose bytes have not.
+pub(super) struct Pending {
+    /// `None`: a duplicate, whose bytes are dropped.
+    ticket: Option<Ticket>,
+    codec: Codec,
+    encoded_len: usize,
+    /// Memory for all chunks of the frame.
+    reserved: Arc<Reserved>,
+}
+
+impl Pending {
+    pub(super) fn new(ticket: Option<Ticket>, head: &ChunkHead, reserved: &Arc<Reserved>) -> Self {
+        Pending {
+            ticket,
+            // The role has refused what it does not know.
+            codec: Codec::from_id(head.codec).unwrap_or(Codec::None),
+            encoded_len: head.encoded_len as usize,
+            reserved: Arc::clone(reserved),
+        }
+    }
+}
+
+/// Hands the chunks of one frame to the workers.
+pub(super) fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut rope: Rope) {
+    for chunk in pending {
+        let encoded = rope.split_to(chunk.encoded_len);
+        let Some(ticket) = chunk.ticket else { continue };
+        let (codec, reserved) = (chunk.codec, chunk.reserved);
+        session.job(on_cpu, move |session| {
+            verify(session, ticket, codec, encoded, reserved)
+        });
+    }
+}
+
+/// On a CPU worker: raw bytes and their checksum; then on to the disk.
+fn verify(
+    session: &Arc<Session>,
+    ticket: Ticket,
+    codec: Codec,
+    encoded: Rope,
+    reserved: Arc<Reserved>,
+) {
+    let raw = match decode(codec, encoded, ticket.raw_len as usize) {
+        Ok(raw) => raw,
+        Err(error) => {
+            return session.fail(ProtocolError::new(
+                Reason::BadCompression,
+                error.to_string(),
+            ));
+        }
+    };
+    let found = checksum::crc32c_of_parts(raw.parts().map(|p| &p[..]));
+    if found != ticket.crc32c && !cfg!(feature = "__mutant_no_crc") {
+        if let Err(error) = session.core().reject(ticket, found) {
+            session.fail(error);
+        }
+        return;
+    }
+    let Some(placement) = session.core().grant(ticket) else {
+        return;
+    };
+    session.job(on_io, move |session| {
+        place(session, placement, raw, reserved)
+    });
+}
+
+/// On an I/O thread: the only write of this cell.
+fn place(session: &Arc<Session>, placement: Placement, raw: Rope, reserved: Arc<Reserved>) {
+    match session.staging.files().write(placement, raw.parts()) {
+        Ok(written) => session.core().written(written, Instant::now()),
+        Err((placement, error)) => {
+            session.core().abandon(placement);
+            session.fail(error);
+        }
+    }
+    drop(reserved);
+}
+
+fn decode(codec: Codec, encoded: Rope, raw_len: usize) -> Result<Rope, CodecError> {
+    let mut rope = Rope::default();
+    match codec {
+        Codec::None => return Ok(encoded),
+        Codec::Zero => {
+            let mut left = raw_len;
+            while left > 0 {
+                let part = Bytes::from_static(&ZEROS[..left.min(ZEROS.len())]);
+                left -= part.len();
+                rope.push(part);
+            }
+        }
+        _ => {
+            let mut flat = Vec::with_capacity(encoded.len());
+            encoded.parts().for_each(|p| flat.extend_from_slice(p));
+            let mut raw = vec![0; raw_len];
+            codec::decode_into(codec, &flat, &mut raw)?;
+            rope.push(Bytes::from(raw));
+        }
+    }
+    Ok(rope)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of(rope: &Rope) -> Vec<u8> {
+        rope.parts().flat_map(|p| p.to_vec()).collect()
+    }
+
+    #[test]
+    fn chunks_are_decoded_to_their_raw_length() {
+        let rope = |bytes: &[u8]| {
+            let mut rope = Rope::default();
+            bytes
+                .chunks(3)
+                .for_each(|part| rope.push(Bytes::copy_from_slice(part)));
+            rope
+        };
+        for len in [1, ZEROS.len(), ZEROS.len() * 2 + 5] {
+            let raw = decode(Codec::Zero, Rope::default(), len).unwrap();
+            assert_eq!(bytes_of(&raw), vec![0; len]);
+        }
+        let raw: Vec<u8> = (0..9000u32).map(|i| (i % 7) as u8).collect();
+        let encoded = codec::encode_lz4(&raw).unwrap();
+        assert_eq!(
+            bytes_of(&decode(Codec::Lz4, rope(&encoded), raw.len()).unwrap()),
+            raw
+        );
+        assert!(decode(Codec::Lz4, rope(&encoded), raw.len() - 1).is_err());
+        let filled = decode(Codec::Fill, rope(&[1, 2, 3, 4]), 12).unwrap();
+        assert_eq!(bytes_of(&filled), [1, 2, 3, 4].repeat(3));
+    }
+}

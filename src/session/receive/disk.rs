@@ -1,0 +1,81 @@
+//! What a session has its disk do beside writing: comparisons of held cells, and
+//! groups that become durable.
+
+use super::Session;
+use crate::{
+    format::checksum,
+    protocol::{CompareJob, Group},
+    session::{
+        buffers::Reserved,
+        error::SessionError,
+        workers::{on_cpu, on_io},
+    },
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+/// Compares a held cell with what the sender has.
+pub(super) fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
+    let session = Arc::clone(session);
+    session.job_count.fetch_add(1, Ordering::AcqRel);
+    // Thousands of comparisons may be asked for at once; their bytes come out of
+    // the same budget as chunks.
+    tokio::spawn(async move {
+        let reserved = session.budget.reserve(u64::from(job.raw_len)).await;
+        read_and_compare(&session, job, reserved);
+        session.job_count.fetch_sub(1, Ordering::AcqRel);
+    });
+}
+
+fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved) {
+    session.job(on_io, move |session| {
+        let mut bytes = vec![0; job.raw_len as usize];
+        match session
+            .staging
+            .files()
+            .read(&job.slot, job.offset, &mut bytes)
+        {
+            Ok(()) => session.job(on_cpu, move |session| {
+                let equal = *blake3::hash(&bytes).as_bytes() == job.blake3;
+                let crc = checksum::crc32c(&bytes);
+                session.core().compared(&job, equal, crc, Instant::now());
+                drop((bytes, reserved));
+            }),
+            Err(error) => session.fail(error),
+        }
+    });
+}
+
+/// Has a group made durable. The role learns of it only after the syncs.
+pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<()> {
+    let session = Arc::clone(session);
+    tokio::task::spawn_blocking(move || {
+        if cfg!(feature = "__mutant_ack_before_sync") {
+            session.core().committed(group.id);
+            session.wake.notify_one();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let committed = catch_unwind(AssertUnwindSafe(|| session.staging.commit(&group)));
+        let bug = || SessionError::Bug("the committer panicked".to_owned());
+        match committed.map_err(|_| bug()).and_then(|c| Ok(c?)) {
+            Ok(()) => {
+                let complete = session.core().committed(group.id);
+                complete
+                    .into_iter()
+                    .for_each(|number| session.staging.files().close(number));
+                session.wake.notify_one();
+            }
+            Err(error) => session.fail(error),
+        }
+    })
+}
+
+pub(super) async fn finish_commit(commit: Option<JoinHandle<()>>) {
+    if let Some(commit) = commit {
+        let _ = commit.await;
+    }
+}

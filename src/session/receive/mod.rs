@@ -1,0 +1,451 @@
+//! The receiving loop.
+//!
+//! One task for each lane reads frames and hands complete chunks to CPU workers
+//! (checksum) and, with their placements, to I/O threads (write). The task of the
+//! call that opened the session drives the role: it sends answers on lane 0 and has
+//! groups committed. Lanes that join later bring chunks and take their own acks.
+
+mod chunk;
+mod disk;
+mod lane;
+mod open;
+mod sessions;
+
+use self::{
+    disk::{finish_commit, spawn_commit, spawn_compare},
+    lane::{run_lane, send_control, send_frame, serve_joined, set_limits},
+    open::{First, check_supported, commit_policy, random_token, read_first, staging_options},
+    sessions::Sessions,
+};
+use super::{
+    buffers::Budget,
+    error::SessionError,
+    registry::{Registry, Seat},
+    send::cancelled,
+};
+use crate::{
+    format::codec,
+    plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
+    protocol::{
+        Accept, Done, Durability, MAX_CONTROL_BYTES, Open, ProtocolError, PublishPlan, Reason,
+        ReceiveAction, Receiver, ReceiverConfig, ReceiverControl,
+    },
+    store::{Catalog, Opened, Staging},
+    wire::{FrameParser, LaneSender, encode_message, encode_receiver_frame},
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{sync::Notify, sync::watch, task::JoinHandle, time::timeout};
+use tonic::body::Body;
+
+/// A session must open within this time.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lanes of one session: more than saturate any link, few enough to bound memory.
+const MAX_LANES: u32 = 16;
+/// Codecs that a chunk may come in.
+const CODECS: u32 = codec::Codec::None.bit()
+    | codec::Codec::Zero.bit()
+    | codec::Codec::Lz4.bit()
+    | codec::Codec::Fill.bit();
+
+/// Limits of a server's sessions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReceiveOptions {
+    /// Most bytes a sender may have unacknowledged.
+    pub(crate) window_bytes: u64,
+    /// Cell length of new transfers when the sender has no wish.
+    pub(crate) chunk_len: u32,
+    /// Most lanes of a session, the control lane among them.
+    pub(crate) max_lanes: u32,
+}
+
+impl Default for ReceiveOptions {
+    fn default() -> Self {
+        ReceiveOptions {
+            window_bytes: 64 << 20,
+            chunk_len: CHUNK_LEN_DEFAULT,
+            max_lanes: MAX_LANES,
+        }
+    }
+}
+
+/// What all sessions of a server share.
+#[derive(Clone, Debug)]
+pub(crate) struct ReceiveContext {
+    pub(crate) catalog: Catalog,
+    pub(crate) registry: Registry,
+    /// Those that lanes may join.
+    pub(crate) sessions: Sessions,
+    pub(crate) options: ReceiveOptions,
+    pub(crate) budget: Budget,
+    /// Becomes true when the server shuts down.
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// State shared by the tasks and jobs of one session.
+struct Session {
+    core: Mutex<Receiver>,
+    staging: Arc<Staging>,
+    /// Something happened that the driver should look at.
+    wake: Notify,
+    failure: Mutex<Option<SessionError>>,
+    job_count: AtomicUsize,
+    budget: Budget,
+    /// The terms, which every lane gets.
+    accept: Accept,
+    /// Changes when lanes should look for acks to send.
+    turn: watch::Sender<()>,
+    /// Becomes true when the session ends.
+    over: watch::Sender<bool>,
+}
+
+impl Session {
+    fn core(&self) -> MutexGuard<'_, Receiver> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first failure counts.
+    fn fail(&self, error: impl Into<SessionError>) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(error.into());
+        drop(failure);
+        self.wake.notify_one();
+    }
+
+    fn take_failure(&self) -> Option<SessionError> {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Runs a job whose panic ends this session and nothing else.
+    fn job(
+        self: &Arc<Self>,
+        on_pool: fn(Box<dyn FnOnce() + Send>),
+        work: impl FnOnce(&Arc<Session>) + Send + 'static,
+    ) {
+        let session = Arc::clone(self);
+        session.job_count.fetch_add(1, Ordering::AcqRel);
+        on_pool(Box::new(move || {
+            if catch_unwind(AssertUnwindSafe(|| work(&session))).is_err() {
+                session.fail(SessionError::Bug("a worker panicked".to_owned()));
+            }
+            session.job_count.fetch_sub(1, Ordering::AcqRel);
+            session.wake.notify_one();
+        }));
+    }
+}
+
+/// Serves one call of Push: `body` is the request, answers go to `out`. Returns once the
+/// checkpoint is published or nothing of the session is under way any more.
+///
+/// `alias` = a name on the wire and the local one that it stands for.
+pub(crate) async fn receive(
+    context: ReceiveContext,
+    alias: Option<(CheckpointName, CheckpointName)>,
+    mut body: Body,
+    out: LaneSender,
+) -> Result<(), SessionError> {
+    let mut parser = FrameParser::new(MAX_CONTROL_BYTES, MAX_CONTROL_BYTES);
+    let first = timeout(OPEN_TIMEOUT, read_first(&mut body, &mut parser))
+        .await
+        .map_err(|_| SessionError::Idle(OPEN_TIMEOUT.as_secs()))??;
+    match first {
+        First::Open(open) => receive_session(context, alias, *open, body, parser, out).await,
+        First::Join(join) => {
+            let session = context.sessions.get(&join.session_token)?;
+            serve_joined(&session, &join, body, parser, out).await
+        }
+    }
+}
+
+/// Serves the control lane of a session, and with it the session.
+async fn receive_session(
+    context: ReceiveContext,
+    alias: Option<(CheckpointName, CheckpointName)>,
+    mut open: Open,
+    body: Body,
+    mut parser: FrameParser,
+    out: LaneSender,
+) -> Result<(), SessionError> {
+    let mut draining = context.draining.clone();
+    if *draining.borrow_and_update() {
+        return Err(SessionError::Draining);
+    }
+    check_supported(&open)?;
+    if let Some((wire, local)) = alias {
+        if open.checkpoint != wire {
+            return Err(ProtocolError::new(
+                Reason::NotFound,
+                "this server takes one checkpoint only",
+            )
+            .into());
+        }
+        open.checkpoint = local;
+    }
+    let seat = context
+        .registry
+        .take(&open.checkpoint, open.transfer_id)
+        .await?;
+    let options = staging_options(&open, &context.options)?;
+    let catalog = context.catalog.clone();
+    let opened = blocking(move || Ok(Staging::open(&catalog, open, options)?)).await?;
+    let (staging, recovered) = match opened {
+        Opened::Unchanged {
+            manifest,
+            manifest_blake3,
+        } => {
+            let done = Done {
+                unchanged: true,
+                entry_count: (manifest.tensors.len() + manifest.files.len()) as u64,
+                total_bytes: manifest.total_nbytes,
+                manifest_blake3,
+                durability: match manifest.durability.as_str() {
+                    "disk" => Durability::Disk,
+                    _ => Durability::Process,
+                },
+            };
+            return send_control(&out, ReceiverControl::Done(done)).await;
+        }
+        Opened::Ready { staging, recovered } => (staging, recovered),
+    };
+
+    let chunk_len = staging.chunk_len();
+    let grid = Grid::new(chunk_len).map_err(ProtocolError::from)?;
+    let open = staging.options();
+    let core = Receiver::new(
+        ReceiverConfig {
+            grid,
+            codecs: CODECS & open.codecs,
+            max_lanes: context.options.max_lanes,
+            commit: commit_policy(open.commit_mode),
+            layout: open.layout,
+            manifest: open.manifest,
+            fingerprint: open.fingerprint,
+        },
+        recovered,
+    );
+    let window_bytes = context.options.window_bytes.max(u64::from(chunk_len));
+    let accept = Accept {
+        chunk_len,
+        codecs: CODECS & open.codecs,
+        durability: staging.durability(),
+        window_bytes,
+        session_token: random_token()?,
+        epoch: staging.epoch(),
+        max_lanes: context.options.max_lanes,
+        durable_bytes: core.durable_bytes(),
+    };
+    tracing::info!(
+        checkpoint = %open.checkpoint,
+        epoch = accept.epoch,
+        durable_bytes = accept.durable_bytes,
+        "a session was opened"
+    );
+    let session = Arc::new(Session {
+        core: Mutex::new(core),
+        staging,
+        wake: Notify::new(),
+        failure: Mutex::new(None),
+        job_count: AtomicUsize::new(0),
+        budget: context.budget.clone(),
+        accept,
+        turn: watch::Sender::new(()),
+        over: watch::Sender::new(false),
+    });
+    send_control(&out, ReceiverControl::Accept(accept)).await?;
+    set_limits(&mut parser, chunk_len);
+
+    let listed = context.sessions.add(&session);
+    let mut lane = Some(tokio::spawn(run_lane(
+        Arc::clone(&session),
+        0,
+        body,
+        parser,
+    )));
+    let result = drive(&session, &out, &seat, &mut draining, &mut lane).await;
+    drop(listed);
+    session.over.send_replace(true);
+    // Dropping the lane's body tells the sender that nothing more is read.
+    if let Some(lane) = lane {
+        lane.abort();
+        let _ = lane.await;
+    }
+    let result = match result {
+        Ok(plan) => publish(&session, plan, &out, &seat).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &result {
+        end(&session, &out, error).await;
+    }
+    // The lock of the name goes before its seat, or the next session finds it locked.
+    session.staging.unlock();
+    drop(seat);
+    result
+}
+
+/// Drives the role until everything is to be published.
+async fn drive(
+    session: &Arc<Session>,
+    out: &LaneSender,
+    seat: &Seat,
+    draining: &mut watch::Receiver<bool>,
+    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+) -> Result<Box<PublishPlan>, SessionError> {
+    let mut superseded = seat.superseded.clone();
+    let mut commit: Option<JoinHandle<()>> = None;
+    loop {
+        if let Some(error) = session.take_failure() {
+            finish_commit(commit).await;
+            return Err(error);
+        }
+        let action = session.core().poll(Instant::now());
+        match action {
+            Some(ReceiveAction::Send(frame)) => {
+                // A sender that does not listen must not keep its successor waiting.
+                tokio::select! {
+                    sent = send_frame(out, &frame) => {
+                        if let Err(error) = sent {
+                            session.fail(error);
+                        }
+                    }
+                    () = cancelled(&mut superseded) => session.fail(SessionError::Superseded),
+                }
+                continue;
+            }
+            Some(ReceiveAction::Commit(group)) => {
+                commit = Some(spawn_commit(session, group));
+                continue;
+            }
+            Some(ReceiveAction::Compare(job)) => {
+                spawn_compare(session, job);
+                continue;
+            }
+            Some(ReceiveAction::Publish(plan)) => return Ok(plan),
+            None => {}
+        }
+        session.turn.send_replace(());
+        let wake_at = session.core().wake_at();
+        tokio::select! {
+            () = session.wake.notified() => {}
+            () = sleep_until(wake_at) => {}
+            ended = lane_end(lane) => {
+                match ended {
+                    // After Finish the sender may close its side.
+                    Ok(Ok(())) if session.core().is_finishing() => {}
+                    Ok(Ok(())) => session.fail(SessionError::Disconnected("the sender closed the stream before finish".to_owned())),
+                    Ok(Err(error)) => session.fail(error),
+                    Err(error) => session.fail(SessionError::Bug(error.to_string())),
+                }
+            }
+            () = cancelled(&mut superseded) => session.fail(SessionError::Superseded),
+            () = cancelled(draining) => session.fail(SessionError::Draining),
+        }
+    }
+}
+
+/// Resolves when the lane ends, once; its handle must not be asked again.
+async fn lane_end(
+    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+) -> Result<Result<(), SessionError>, tokio::task::JoinError> {
+    match lane {
+        Some(handle) => {
+            let ended = handle.await;
+            *lane = None;
+            ended
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The session is over: waits for its jobs, commits what is written, and tells
+/// the sender, if it still listens, what is safe.
+async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
+    session.core().end();
+    while session.job_count.load(Ordering::Acquire) > 0 {
+        // Jobs wake the driver as they end; the timeout covers a lost wake-up.
+        let _ = timeout(Duration::from_millis(100), session.wake.notified()).await;
+    }
+    // After a failed sync or write nothing of the transfer can be vouched for.
+    if !error.leaves_disk_trusted() {
+        return;
+    }
+    loop {
+        let action = session.core().poll(Instant::now());
+        match action {
+            Some(ReceiveAction::Commit(group)) => {
+                finish_commit(Some(spawn_commit(session, group))).await
+            }
+            Some(ReceiveAction::Send(frame)) => {
+                let bytes = encode_message(&encode_receiver_frame(&frame));
+                let _ = timeout(Duration::from_secs(1), out.send([bytes])).await;
+            }
+            _ if session.core().is_settled() => break,
+            _ => {
+                let _ = timeout(Duration::from_millis(100), session.wake.notified()).await;
+            }
+        }
+        // That the connection broke in yet another way is no reason to stop.
+        if session
+            .take_failure()
+            .is_some_and(|e| !e.leaves_disk_trusted())
+        {
+            break;
+        }
+    }
+}
+
+async fn publish(
+    session: &Arc<Session>,
+    plan: Box<PublishPlan>,
+    out: &LaneSender,
+    seat: &Seat,
+) -> Result<(), SessionError> {
+    let entry_count = plan.entries.len() as u64;
+    let total_bytes = plan
+        .entries
+        .iter()
+        .map(|(slot, ..)| slot.header.byte_len)
+        .sum();
+    let staging = Arc::clone(&session.staging);
+    let manifest_blake3 = blocking(move || Ok(staging.publish(&plan)?)).await?;
+    seat.published();
+    tracing::info!(entry_count, total_bytes, "a checkpoint was published");
+    let done = Done {
+        unchanged: false,
+        entry_count,
+        total_bytes,
+        manifest_blake3,
+        durability: session.staging.durability(),
+    };
+    // Published is published, whether or not the sender still listens.
+    let told = send_control(out, ReceiverControl::Done(done)).await;
+    let staging = Arc::clone(&session.staging);
+    if let Err(error) = blocking(move || Ok(staging.clean_up()?)).await {
+        tracing::warn!(%error, "the staging of a published checkpoint could not be removed");
+    }
+    told
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs disk work where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SessionError> + Send + 'static,
+) -> Result<T, SessionError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(SessionError::Bug(error.to_string())))
+}
