@@ -2,6 +2,7 @@
 
 use crate::{
     error::Error,
+    open_push::OpenPush,
     options::{
         HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions,
     },
@@ -11,7 +12,7 @@ use crate::{
         Budget, Connect, ProgressCell, SendContext, SendError, SendLane, Stage, cancelled, send,
         status_error,
     },
-    source::SourceSet,
+    source::{GrowingSource, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
     wire::{LaneBody, PUSH_PATH, pb},
 };
@@ -110,6 +111,33 @@ impl Client {
         target: String,
         options: PushOptions,
     ) -> Transfer {
+        let open = open_of_set(name, &target, &source, &options);
+        self.start(Supply::Complete(source), open, target, options)
+    }
+
+    /// Pushes a checkpoint that is still being produced: its entries are added to the
+    /// returned handle and sent as they come. `key` stands for the source in the
+    /// identity of the transfer: after a crash, a push of the same key to the same
+    /// name goes on with what arrived, once that proves equal to what is added now.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the system has no random numbers.
+    pub fn push_open(
+        &self,
+        name: &CheckpointName,
+        key: &str,
+        options: PushOptions,
+    ) -> Result<OpenPush, Error> {
+        let source = Arc::new(GrowingSource::new()?);
+        let target = name.as_str().to_owned();
+        let open = open_of_key(name, &target, key, &options);
+        let supply = Supply::Growing(Arc::clone(&source));
+        let transfer = self.start(supply, open, target, options);
+        Ok(OpenPush::new(source, transfer))
+    }
+
+    fn start(&self, source: Supply, open: Open, target: String, options: PushOptions) -> Transfer {
         let progress = Arc::new(ProgressCell::default());
         let (cancel, cancelled) = watch::channel(false);
         let push = Push {
@@ -124,7 +152,7 @@ impl Client {
                 progress: Arc::clone(&progress),
                 cancel: cancelled,
             },
-            name: name.clone(),
+            open,
             target,
             options,
         };
@@ -263,7 +291,7 @@ impl Client {
 struct Push {
     client: Client,
     context: SendContext,
-    name: CheckpointName,
+    open: Open,
     target: String,
     options: PushOptions,
 }
@@ -272,7 +300,7 @@ impl Push {
     async fn run(mut self) -> Result<TransferReport, Error> {
         let begun = Instant::now();
         self.options.check()?;
-        let mut open = self.open();
+        let mut open = self.open.clone();
         self.context.progress.update(|p| {
             p.total_bytes = self.context.source.total_bytes();
         });
@@ -332,44 +360,19 @@ impl Push {
         }
     }
 
-    fn open(&self) -> Open {
-        let source = &self.context.source;
-        let entries_digest = digest_entries(source.entries().iter().map(|e| &e.header));
-        Open {
-            checkpoint: self.name.clone(),
-            transfer_id: transfer_id(&self.target, source, &self.options),
-            manifest: ManifestPromise::Complete {
-                total_bytes: source.total_bytes(),
-                entry_count: source.entries().len() as u64,
-                entries_digest,
-            },
-            fingerprint: Some(fingerprint(source, entries_digest)),
-            codecs: self.options.codec.codecs(),
-            chunk_len: self.options.chunk_len,
-            commit_mode: self.options.commit_mode,
-            layout: self.options.layout,
-            out_format: OutFormat::Npy,
-            overwrite: self.options.overwrite,
-            restart: self.options.restart,
-            verify: self.options.verify,
-            metadata: source.metadata().clone(),
-            source_format: source.format().to_owned(),
-        }
-    }
-
     fn report(&self, done: &Done, begun: Instant) -> TransferReport {
         let source = &self.context.source;
         let progress = self.context.progress.snapshot();
-        let is_tensor = |kind: EntryKind| matches!(kind, EntryKind::Tensor { .. });
-        let tensor_count = source
-            .entries()
-            .iter()
-            .filter(|e| is_tensor(e.header.kind))
-            .count() as u64;
+        let is_tensor = |index: &usize| {
+            let kind = source.with_entry(*index, |entry| entry.header.kind);
+            matches!(kind, Some(EntryKind::Tensor { .. }))
+        };
+        let entry_count = source.entry_count();
+        let tensor_count = (0..entry_count).filter(is_tensor).count() as u64;
         TransferReport {
             checkpoint: self.target.clone(),
             tensor_count,
-            file_count: source.entries().len() as u64 - tensor_count,
+            file_count: entry_count as u64 - tensor_count,
             bytes: done.total_bytes,
             wire_bytes: progress.wire_bytes,
             resumed_bytes: progress.resumed_bytes,
@@ -390,6 +393,68 @@ fn is_retryable(error: &SendError) -> bool {
     }
 }
 
+fn open_of_set(
+    name: &CheckpointName,
+    target: &str,
+    source: &SourceSet,
+    options: &PushOptions,
+) -> Open {
+    let entries_digest = digest_entries(source.entries().iter().map(|e| &e.header));
+    Open {
+        transfer_id: transfer_id(target, source, options),
+        manifest: ManifestPromise::Complete {
+            total_bytes: source.total_bytes(),
+            entry_count: source.entries().len() as u64,
+            entries_digest,
+        },
+        fingerprint: Some(fingerprint(source, entries_digest)),
+        metadata: source.metadata().clone(),
+        source_format: source.format().to_owned(),
+        ..open_of(name, options)
+    }
+}
+
+fn open_of_key(name: &CheckpointName, target: &str, key: &str, options: &PushOptions) -> Open {
+    let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 open transfer");
+    let layout = layout_word(options.layout);
+    for field in [target.as_bytes(), &machine_id(), key.as_bytes(), layout] {
+        hasher.update(&(field.len() as u64).to_le_bytes());
+        hasher.update(field);
+    }
+    Open {
+        transfer_id: crate::plan::first_16(hasher.finalize()),
+        source_format: "memory".to_owned(),
+        ..open_of(name, options)
+    }
+}
+
+/// What does not depend on the source.
+fn open_of(name: &CheckpointName, options: &PushOptions) -> Open {
+    Open {
+        checkpoint: name.clone(),
+        transfer_id: Digest16::default(),
+        manifest: ManifestPromise::Open,
+        fingerprint: None,
+        codecs: options.codec.codecs(),
+        chunk_len: options.chunk_len,
+        commit_mode: options.commit_mode,
+        layout: options.layout,
+        out_format: OutFormat::Npy,
+        overwrite: options.overwrite,
+        restart: options.restart,
+        verify: options.verify,
+        metadata: Default::default(),
+        source_format: String::new(),
+    }
+}
+
+fn layout_word(layout: Layout) -> &'static [u8] {
+    match layout {
+        Layout::Named => b"named",
+        Layout::Indexed => b"indexed",
+    }
+}
+
 /// Derived, so that the sender keeps nothing on disk: the same command on the
 /// same machine is the same transfer.
 fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Digest16 {
@@ -403,10 +468,7 @@ fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Diges
     for root in source.canonical_roots() {
         field(root.as_os_str().as_encoded_bytes());
     }
-    field(match options.layout {
-        Layout::Named => b"named",
-        Layout::Indexed => b"indexed",
-    });
+    field(layout_word(options.layout));
     let has_files = source
         .entries()
         .iter()

@@ -32,6 +32,7 @@ mod client;
 mod embedded;
 mod error;
 pub mod format;
+mod open_push;
 mod options;
 pub mod plan;
 pub mod protocol;
@@ -48,7 +49,9 @@ pub use checkpoint::{
 pub use client::{CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
+pub use open_push::OpenPush;
 pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage};
+pub use store::WriteMode;
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

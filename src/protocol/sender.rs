@@ -156,6 +156,11 @@ impl Sender {
         });
     }
 
+    /// Entries added so far.
+    pub fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
     /// No further entry will come.
     pub fn seal(&mut self) {
         self.sealed = true;

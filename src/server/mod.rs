@@ -11,7 +11,7 @@ use crate::{
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
     session::{Budget, ReceiveContext, ReceiveOptions, Registry},
-    store::Catalog,
+    store::{Catalog, WriteMode},
     wire::pb,
 };
 use std::{
@@ -36,6 +36,7 @@ pub struct ServerBuilder {
     root: PathBuf,
     chunk_len: u32,
     budget_bytes: u64,
+    write_mode: WriteMode,
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
 }
@@ -57,6 +58,7 @@ impl Server {
             root: root.into(),
             chunk_len: CHUNK_LEN_DEFAULT,
             budget_bytes: BUDGET_BYTES_DEFAULT,
+            write_mode: WriteMode::Auto,
             insecure: false,
             alias: None,
         }
@@ -148,6 +150,12 @@ impl ServerBuilder {
         self
     }
 
+    /// How chunks get into their files.
+    pub fn write_mode(mut self, write_mode: WriteMode) -> Self {
+        self.write_mode = write_mode;
+        self
+    }
+
     /// Allows to listen beyond this machine without encryption.
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = insecure;
@@ -190,6 +198,7 @@ impl ServerBuilder {
             options: ReceiveOptions {
                 window_bytes: self.budget_bytes / 2,
                 chunk_len: self.chunk_len,
+                write_mode: self.write_mode,
                 ..ReceiveOptions::default()
             },
             budget: Budget::new(self.budget_bytes),

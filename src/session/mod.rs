@@ -11,6 +11,7 @@ mod registry;
 mod send;
 #[cfg(test)]
 mod simulation;
+mod task;
 mod workers;
 
 pub(crate) use buffers::Budget;

@@ -26,7 +26,8 @@ pub enum Stage {
     Done,
 }
 
-/// A snapshot. All bytes are raw bytes of the checkpoint unless said otherwise.
+/// A snapshot. All bytes are raw bytes of the checkpoint unless said otherwise, and
+/// no count goes back while a push runs.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Progress {
@@ -99,12 +100,13 @@ impl ProgressCell {
         });
     }
 
-    /// Takes over what the role knows.
+    /// Takes over what the role knows. After a reconnection it learns anew what is
+    /// there; until then what it knew before counts.
     pub(crate) fn set(&self, state: SendProgress) {
         self.update(|p| {
             p.total_bytes = state.total_bytes;
-            p.durable_bytes = state.durable_bytes;
-            p.settled_bytes = state.settled_bytes;
+            p.durable_bytes = p.durable_bytes.max(state.durable_bytes);
+            p.settled_bytes = p.settled_bytes.max(state.settled_bytes);
         });
     }
 }

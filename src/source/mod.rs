@@ -14,6 +14,7 @@ mod error;
 mod files;
 mod fingerprint;
 mod folder;
+mod growing;
 mod landed;
 mod npy;
 pub mod safetensors;
@@ -21,6 +22,8 @@ mod sharded;
 mod sniff;
 
 pub use error::SourceError;
+pub use growing::GrowingSource;
+pub(crate) use growing::Supply;
 
 use crate::plan::{EntryHeader, SourceState};
 use files::FileTable;

@@ -3,6 +3,7 @@
 use super::{
     dir::Dir,
     error::{IoContext, StoreError},
+    map::WriteMap,
 };
 use crate::{
     format::npy,
@@ -29,6 +30,19 @@ const MAX_SINGLE_SYNCS: usize = 64;
 /// Above this many open files those that were just used are closed before their sync, and
 /// the group is then synced by `syncfs`, which hears of errors all the same.
 const MAX_OPEN_FILES: usize = 256;
+
+/// How the bytes of a chunk get into its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteMode {
+    /// Whichever is cheaper, which has been `pwrite` wherever it was measured.
+    #[default]
+    Auto,
+    /// `pwrite` of the very buffers that the connection filled: nothing is copied.
+    Pwrite,
+    /// One copy into a map of the file.
+    Map,
+}
 
 /// Bytes before the data: the `.npy` header of a tensor, nothing for a blob.
 pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
@@ -97,12 +111,14 @@ pub(crate) struct Files {
     /// Folders with names that are not yet durable.
     new_names: Mutex<HashSet<String>>,
     written_bytes: AtomicU64,
+    mode: WriteMode,
 }
 
 impl Files {
     /// Files below `data`.
-    pub(crate) fn new(data: Dir) -> Result<Self, StoreError> {
+    pub(crate) fn new(data: Dir, mode: WriteMode) -> Result<Self, StoreError> {
         Ok(Files {
+            mode,
             whole: File::from(data.reopen()?),
             data,
             open: Mutex::default(),
@@ -158,14 +174,13 @@ impl Files {
         parts: impl IntoIterator<Item = &'a Bytes>,
     ) -> Result<(), StoreError> {
         let file = self.file(placement.slot(), placement.is_recorded())?;
-        let mut at = file.prefix_len + placement.offset();
+        let at = file.prefix_len + placement.offset();
         file.allocate(at + u64::from(placement.raw_len()))?;
-        for part in parts {
-            file.file
-                .write_all_at(part, at)
-                .context("write", &file.path)?;
-            at += part.len() as u64;
-        }
+        let written = match self.mode {
+            WriteMode::Auto | WriteMode::Pwrite => write_all_parts(&file.file, at, parts),
+            WriteMode::Map => copy_parts(&file.file, at, placement.raw_len() as usize, parts),
+        };
+        written.context("write", &file.path)?;
         self.written_bytes
             .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
         self.close_if_many(placement.slot().number);
@@ -289,6 +304,36 @@ impl Files {
         lock(&self.new_names).insert(folder.to_owned());
         Ok(file)
     }
+}
+
+fn write_all_parts<'a>(
+    file: &File,
+    mut at: u64,
+    parts: impl IntoIterator<Item = &'a Bytes>,
+) -> io::Result<()> {
+    for part in parts {
+        file.write_all_at(part, at)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+fn copy_parts<'a>(
+    file: &File,
+    at: u64,
+    len: usize,
+    parts: impl IntoIterator<Item = &'a Bytes>,
+) -> io::Result<()> {
+    let mut map = WriteMap::new(file, at, len)?;
+    let mut rest = map.bytes();
+    for part in parts {
+        let (head, tail) = rest
+            .split_at_mut_checked(part.len())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        head.copy_from_slice(part);
+        rest = tail;
+    }
+    Ok(())
 }
 
 /// Reads up to `buf.len()` bytes; fewer only at the end of the file.

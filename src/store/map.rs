@@ -1,4 +1,4 @@
-//! Read-only maps of published files: the one place with `unsafe` code.
+//! Maps of files: the one place with `unsafe` code.
 
 #![expect(
     unsafe_code,
@@ -27,6 +27,37 @@ impl ReadMap {
         // value, read-only, and the file is one that is not written any more.
         let map = unsafe { memmap2::Mmap::map(file)? };
         Ok(ReadMap { map })
+    }
+}
+
+/// A part of a file under way, mapped to be written.
+///
+/// # Contract
+/// The caller holds the only right to write these bytes (a placement), and the file
+/// is long enough and its blocks are allocated: then a store neither races with
+/// another writer of this program nor finds the disk full. Whoever truncates the file
+/// from outside while it is written kills the process (SIGBUS), which is why stores
+/// by map are the exception and `pwrite` the rule.
+#[derive(Debug)]
+pub(crate) struct WriteMap {
+    map: memmap2::MmapMut,
+}
+
+impl WriteMap {
+    /// Maps `len` bytes from `offset`, and has their pages made at once where the
+    /// kernel can do that: one call instead of a fault for each page.
+    pub(crate) fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let mut options = memmap2::MmapOptions::new();
+        // SAFETY: see the contract of the type.
+        let map = unsafe { options.offset(offset).len(len).map_mut(file)? };
+        // Without it the stores below fault the pages in.
+        let _ = map.advise(memmap2::Advice::PopulateWrite);
+        Ok(WriteMap { map })
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        &mut self.map
     }
 }
 

@@ -21,6 +21,7 @@ mod staging;
 
 pub(crate) use catalog::{Catalog, TransferSummary};
 pub(crate) use error::StoreError;
+pub use files::WriteMode;
 pub(crate) use files::read_exact_at_most;
 pub(crate) use manifest::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor};
 pub(crate) use map::ReadMap;

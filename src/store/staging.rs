@@ -11,7 +11,7 @@ use super::{
     dir::Dir,
     durability,
     error::{IoContext, StoreError},
-    files::Files,
+    files::{Files, WriteMode},
     journal::{
         EntryRecord, EntryState, JournalError, JournalHeader, JournalWriter, Record, Replay, Run,
         State, replay,
@@ -50,6 +50,8 @@ pub(crate) struct StagingOptions {
     pub(crate) layout: i32,
     /// Number of the container in the wire protocol.
     pub(crate) out_format: i32,
+    /// How chunks are written.
+    pub(crate) write_mode: WriteMode,
 }
 
 /// What became of an Open.
@@ -168,7 +170,7 @@ impl Staging {
             catalog: catalog.clone(),
             name,
             dir,
-            files: Files::new(data)?,
+            files: Files::new(data, options.write_mode)?,
             journal: Mutex::new(journal),
             lock: Mutex::new(Some(lock)),
             reservation: Mutex::new(reservation),

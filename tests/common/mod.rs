@@ -53,10 +53,19 @@ impl TestServer {
     }
 
     pub(crate) async fn with_budget(root: &Path, budget_bytes: u64) -> Self {
+        Self::bind(root, budget_bytes, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// Where another server was before.
+    pub(crate) async fn start_at(root: &Path, address: SocketAddr) -> Self {
+        Self::bind(root, 16 << 20, address).await
+    }
+
+    async fn bind(root: &Path, budget_bytes: u64, address: SocketAddr) -> Self {
         let server = Server::builder(root)
             .chunk_len(CHUNK as u32)
             .budget_bytes(budget_bytes)
-            .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .bind(address)
             .await
             .expect("the server starts");
         let address = server.local_addr();

@@ -4,7 +4,7 @@ use crate::{output::Format, units};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{ffi::OsString, path::PathBuf};
 use tensorferry::{
-    LANES_MAX, PushOptions,
+    LANES_MAX, PushOptions, WriteMode,
     format::codec::CodecChoice,
     protocol::{CommitMode, Layout},
 };
@@ -118,6 +118,30 @@ pub(crate) struct ServeArgs {
     /// Memory for chunks on their way, all transfers together
     #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
     pub(crate) budget: u64,
+    /// How chunks get into their files
+    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_WRITE")]
+    pub(crate) write: WriteArg,
+}
+
+/// How chunks get into their files.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum WriteArg {
+    /// Whichever is cheaper: pwrite
+    Auto,
+    /// Written from the buffers of the connection
+    Pwrite,
+    /// Copied into a map of the file
+    Map,
+}
+
+impl From<WriteArg> for WriteMode {
+    fn from(write: WriteArg) -> WriteMode {
+        match write {
+            WriteArg::Auto => WriteMode::Auto,
+            WriteArg::Pwrite => WriteMode::Pwrite,
+            WriteArg::Map => WriteMode::Map,
+        }
+    }
 }
 
 /// Send a checkpoint; run it again to resume

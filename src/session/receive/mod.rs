@@ -30,7 +30,7 @@ use crate::{
         Accept, Done, Durability, MAX_CONTROL_BYTES, Open, ProtocolError, PublishPlan, Reason,
         ReceiveAction, Receiver, ReceiverConfig, ReceiverControl,
     },
-    store::{Catalog, Opened, Staging},
+    store::{Catalog, Opened, Staging, WriteMode},
     wire::{FrameParser, LaneSender, encode_message, encode_receiver_frame},
 };
 use std::{
@@ -63,6 +63,8 @@ pub(crate) struct ReceiveOptions {
     pub(crate) chunk_len: u32,
     /// Most lanes of a session, the control lane among them.
     pub(crate) max_lanes: u32,
+    /// How chunks are written.
+    pub(crate) write_mode: WriteMode,
 }
 
 impl Default for ReceiveOptions {
@@ -71,6 +73,7 @@ impl Default for ReceiveOptions {
             window_bytes: 64 << 20,
             chunk_len: CHUNK_LEN_DEFAULT,
             max_lanes: MAX_LANES,
+            write_mode: WriteMode::Auto,
         }
     }
 }

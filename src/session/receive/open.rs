@@ -73,6 +73,7 @@ pub(super) fn staging_options(
         chunk_len,
         layout: encode_layout(open.layout),
         out_format: encode_out_format(open.out_format),
+        write_mode: options.write_mode,
     })
 }
 

@@ -52,10 +52,9 @@ pub(super) fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) 
 fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuffer) {
     let raw_len = buffer.as_ref().len() as u32;
     let crc32c = checksum::crc32c(buffer.as_ref());
-    let entries = session.context.source.entries();
-    let item_len = entries
-        .get(cell.entry as usize)
-        .map_or(1, |entry| entry.header.item_len());
+    let source = &session.context.source;
+    let item_len = source.with_entry(cell.entry as usize, |entry| entry.header.item_len());
+    let item_len = item_len.unwrap_or(1);
     let choice = session.context.codec;
     let (codec, bytes) = match choice.encode(session.codecs, buffer.as_ref(), item_len) {
         Encoded::Raw => (Codec::None, Bytes::from_owner(buffer)),

@@ -16,6 +16,7 @@ use super::{
     buffers::{Budget, BufferPool},
     error::SendError,
     progress::{ProgressCell, Stage},
+    task::Task,
     workers::on_io,
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
         Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
         ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
     },
-    source::{SourceEntry, SourceSet},
+    source::{SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
         encode_sources_and_entries, pb, reason_of,
@@ -45,7 +46,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::timeout,
 };
 use tonic::{Streaming, transport::Channel};
@@ -66,7 +67,7 @@ pub(crate) type Connect = Arc<
 /// What a session needs beside its connection.
 #[derive(Clone)]
 pub(crate) struct SendContext {
-    pub(crate) source: Arc<SourceSet>,
+    pub(crate) source: Supply,
     pub(crate) connect: Connect,
     /// Connections wished, the control lane among them.
     pub(crate) lanes: u32,
@@ -146,7 +147,7 @@ impl Session {
         if self.is_first {
             self.context
                 .progress
-                .update(|p| p.resumed_bytes = state.resumed_bytes);
+                .update(|p| p.resumed_bytes = p.resumed_bytes.max(state.resumed_bytes));
         }
         Ok(())
     }
@@ -209,18 +210,18 @@ pub(crate) async fn send(
         .into());
     }
     let (session, prepared) = start(context, open, &accept, grid);
-    let mut reader = tokio::spawn(read_frames(Arc::clone(&session), frames));
+    // All of them hold a lane: they must not outlive a push that is dropped.
+    let mut reader = Task::spawn(read_frames(Arc::clone(&session), frames));
     let queue = Arc::new(tokio::sync::Mutex::new(Queue::new(
         prepared,
         accept.chunk_len,
     )));
-    let mut writer = tokio::spawn(write_chunks(
+    let mut writer = Task::spawn(write_chunks(
         Arc::clone(&session),
         0,
         out.clone(),
         Arc::clone(&queue),
     ));
-    // Dropped, it ends them.
     let mut lanes = JoinSet::new();
     for _ in 1..session.context.lanes.min(accept.max_lanes) {
         lanes.spawn(keep_lane(Arc::clone(&session), Arc::clone(&queue)));
@@ -239,8 +240,6 @@ pub(crate) async fn send(
         // the reader takes that in.
         let _ = timeout(FAREWELL_TIMEOUT, &mut reader).await;
     }
-    writer.abort();
-    reader.abort();
     result
 }
 
@@ -254,11 +253,7 @@ fn start(
         .window_bytes
         .min(context.budget_bytes / 2)
         .max(u64::from(accept.chunk_len));
-    let mut core = Sender::new(SenderConfig { grid, window_bytes }, open.fingerprint);
-    for entry in context.source.entries() {
-        core.add(entry.header.clone());
-    }
-    core.seal();
+    let core = Sender::new(SenderConfig { grid, window_bytes }, open.fingerprint);
     context.progress.update(|p| {
         p.stage = Stage::Sending;
         p.session_count += 1;
@@ -289,7 +284,10 @@ async fn drive(
     chunk_len: u32,
 ) -> Result<Done, SendError> {
     let mut cancel = session.context.cancel.clone();
-    send_sources(session, out).await?;
+    let source = &session.context.source;
+    let mut grown = source.watch();
+    let mut source_count = 0;
+    take_entries(source, &mut session.core());
     loop {
         if let Some(error) = session.take_failure() {
             tell_why(out, &error).await;
@@ -305,7 +303,11 @@ async fn drive(
         }
         let action = session.core().poll();
         match action {
-            Some(SendAction::Announce(entries)) => announce(session, out, entries).await?,
+            Some(SendAction::Announce(entries)) => {
+                // Each source before the first entry that cites it.
+                source_count += send_sources(session, out, source_count).await?;
+                announce(session, out, entries).await?;
+            }
             Some(SendAction::Send(cell)) => {
                 let len = session.core().span(cell).map_or(0, |(_, len)| len);
                 tokio::select! {
@@ -319,6 +321,7 @@ async fn drive(
             None => {
                 tokio::select! {
                     () = session.wake.notified() => {}
+                    () = source.grown(&mut grown) => take_entries(source, &mut session.core()),
                     () = cancelled(&mut cancel) => {}
                 }
             }
@@ -326,16 +329,35 @@ async fn drive(
     }
 }
 
-async fn send_sources(session: &Session, out: &LaneSender) -> Result<(), SendError> {
-    let states = session.context.source.states();
+/// Tells the role of entries that it does not know yet.
+fn take_entries(source: &Supply, core: &mut Sender) {
+    // Asked first: entries that come in between are taken now or next time.
+    let is_sealed = source.is_sealed();
+    for index in core.entry_count()..source.entry_count() {
+        if let Some(header) = source.with_entry(index, |entry| entry.header.clone()) {
+            core.add(header);
+        }
+    }
+    if is_sealed {
+        core.seal();
+    }
+}
+
+/// Sends the states of sources from number `sent_count` on. Returns how many.
+async fn send_sources(
+    session: &Session,
+    out: &LaneSender,
+    sent_count: usize,
+) -> Result<usize, SendError> {
+    let states = session.context.source.states_from(sent_count);
     // 70 bytes a source on the wire.
     let per_frame = ANNOUNCE_FRAME_BYTES / 70;
     for (i, part) in states.chunks(per_frame).enumerate() {
-        let first = (i * per_frame) as u32;
+        let first = (sent_count + i * per_frame) as u32;
         let frame = encode_sources_and_entries(first, part as &[SourceState], 0, &[]);
         send_message(out, [encode_message(&frame)]).await?;
     }
-    Ok(())
+    Ok(states.len())
 }
 
 async fn announce(
@@ -343,14 +365,13 @@ async fn announce(
     out: &LaneSender,
     entries: Range<u32>,
 ) -> Result<(), SendError> {
-    let all = session.context.source.entries();
+    let source = &session.context.source;
     let mut batch = Vec::new();
     let (mut first, mut bytes) = (entries.start, 0);
     for index in entries {
-        let Some(entry) = all.get(index as usize) else {
+        let Some(announcement) = source.with_entry(index as usize, announcement_of) else {
             break;
         };
-        let announcement = announcement_of(entry);
         let frame = encode_sources_and_entries(0, &[], index, std::slice::from_ref(&announcement));
         let len = frame.encoded_len();
         if bytes + len > ANNOUNCE_FRAME_BYTES && !batch.is_empty() {
@@ -483,7 +504,7 @@ async fn finish_up(
     out: &LaneSender,
     finish: Finish,
 ) -> Result<(), SendError> {
-    let source = Arc::clone(&session.context.source);
+    let source = session.context.source.clone();
     let unchanged = tokio::task::spawn_blocking(move || source.check_unchanged()).await;
     match unchanged {
         Ok(Ok(())) => {}
@@ -584,7 +605,7 @@ fn transport_message(status: &tonic::Status) -> String {
 }
 
 /// Resolves when a task panicked; never when it ended in order.
-async fn panicked(task: &mut JoinHandle<()>) {
+async fn panicked(task: &mut Task<()>) {
     if task.await.is_ok() {
         std::future::pending::<()>().await;
     }

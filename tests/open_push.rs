@@ -1,0 +1,169 @@
+//! Pushes whose entries are produced while they are sent.
+
+mod common;
+
+use bytes::Bytes;
+use common::{product::*, *};
+use tensorferry::{Error, ErrorCode, OpenPush, format::Dtype};
+
+const LAYERS: usize = 6;
+
+fn layer(i: usize) -> Bytes {
+    noise(&format!("layer {i}"), 2 * CHUNK + 100 * i).into()
+}
+
+fn add_layer(push: &OpenPush, i: usize) {
+    let bytes = layer(i);
+    let shape = [bytes.len() as u64];
+    push.add_tensor(&format!("layer.{i}"), Dtype::U8, &shape, bytes)
+        .unwrap();
+}
+
+fn begin(server: &TestServer, key: &str) -> OpenPush {
+    server
+        .client()
+        .push_open(&name("model"), key, defaults())
+        .unwrap()
+}
+
+fn assert_layers(server: &TestServer) {
+    for i in 0..LAYERS {
+        let bytes = layer(i);
+        let landed = server.landed("model", &format!("layer.{i}"), bytes.len());
+        assert!(landed == bytes, "layer {i}");
+    }
+}
+
+/// Waits until this many bytes are on the receiver.
+async fn settled(push: &OpenPush, bytes: u64) {
+    let watcher = push.watcher();
+    tokio::time::timeout(HANG, async {
+        while watcher.progress().settled_bytes < bytes {
+            assert!(!push.has_ended());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn entries_travel_before_the_last_one_is_known() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let push = begin(&server, "run");
+    for i in 0..LAYERS {
+        add_layer(&push, i);
+        // Each arrives although nobody knows yet what comes after it.
+        settled(&push, (0..=i).map(|i| layer(i).len() as u64).sum()).await;
+    }
+    push.add_blob("config.json", Bytes::from_static(b"{}"))
+        .unwrap();
+    let again = push.add_blob("config.json", Bytes::new());
+    assert!(matches!(again, Err(Error::Source(_))), "{again:?}");
+    let wrong = push.add_tensor("short", Dtype::F32, &[4], Bytes::from_static(b"abc"));
+    assert!(wrong.is_err());
+    assert!(!server.root.join("model").exists());
+    let report = push.finish().await.unwrap();
+    assert_eq!((report.tensor_count, report.file_count), (LAYERS as u64, 1));
+    assert_layers(&server);
+    assert_eq!(server.landed("model", "config.json", 2), b"{}");
+}
+
+#[tokio::test]
+async fn nothing_added_is_an_empty_checkpoint() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let report = begin(&server, "run").finish().await.unwrap();
+    assert_eq!((report.tensor_count, report.bytes), (0, 0));
+    assert!(server.root.join("model/manifest.json").exists());
+}
+
+#[tokio::test]
+async fn a_producer_that_dies_goes_on_with_what_arrived() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let push = begin(&server, "run");
+    (0..3).for_each(|i| add_layer(&push, i));
+    let arrived = (0..3).map(|i| layer(i).len() as u64).sum();
+    settled(&push, arrived).await;
+    drop(push);
+    server.assert_unpublished("model").await;
+
+    // Equal bytes are kept after comparison and do not travel again.
+    let push = begin(&server, "run");
+    (0..LAYERS).for_each(|i| add_layer(&push, i));
+    let report = push.finish().await.unwrap();
+    assert_eq!(report.resumed_bytes, arrived);
+    assert_eq!(report.bytes, report.resumed_bytes + report.wire_bytes);
+    assert_layers(&server);
+}
+
+#[tokio::test]
+async fn other_bytes_under_the_same_key_are_sent_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let push = begin(&server, "run");
+    let old = Bytes::from(noise("old", layer(0).len()));
+    let shape = [old.len() as u64];
+    push.add_tensor("layer.0", Dtype::U8, &shape, old.clone())
+        .unwrap();
+    settled(&push, old.len() as u64).await;
+    drop(push);
+    server.assert_quiet().await;
+    let push = begin(&server, "run");
+    (0..LAYERS).for_each(|i| add_layer(&push, i));
+    let report = push.finish().await.unwrap();
+    assert_eq!(report.resumed_bytes, 0);
+    assert_layers(&server);
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_made_good_from_memory() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let push = begin(&server, "run");
+    (0..3).for_each(|i| add_layer(&push, i));
+    settled(&push, layer(0).len() as u64).await;
+    let address = server.address;
+    server.stop().await;
+    add_layer(&push, 3);
+    let server = TestServer::start_at(temp.path(), address).await;
+    (4..LAYERS).for_each(|i| add_layer(&push, i));
+    let report = push.finish().await.unwrap();
+    assert!(report.session_count > 1);
+    assert_layers(&server);
+}
+
+#[tokio::test]
+async fn checkpoints_on_disk_can_be_part_of_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let source = open_source(&source_dir("s02"));
+    let push = begin(&server, "run");
+    (0..LAYERS).for_each(|i| add_layer(&push, i));
+    push.add_set(&source).unwrap();
+    assert!(push.add_set(&source).is_err(), "every name is taken");
+    push.finish().await.unwrap();
+    assert_layers(&server);
+    for part in Load::of_source(&source).parts {
+        let found = server.landed("model", &part.entry.name, part.bytes.len());
+        assert!(found == part.bytes, "{}", part.entry.name);
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_failed_says_so_before_the_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    begin(&server, "first").finish().await.unwrap();
+    let push = begin(&server, "second");
+    tokio::time::timeout(HANG, async {
+        while !push.has_ended() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(class(push.finish().await).0, ErrorCode::Exists);
+}
