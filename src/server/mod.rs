@@ -77,10 +77,12 @@ impl Server {
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<service::FerryService>().await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let reflection_v1 = reflection()
             .build_v1()
+            .map_err(|e| Error::Bug(e.to_string()))?;
+        // What grpcio and many other clients still ask for; the messages are the same.
+        let reflection_alpha = reflection()
+            .build_v1alpha()
             .map_err(|e| Error::Bug(e.to_string()))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let registry = self.context.registry.clone();
@@ -95,7 +97,8 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_service(service::FerryService::new(self.context, self.alias))
             .add_service(health_service)
-            .add_service(reflection)
+            .add_service(reflection_v1)
+            .add_service(reflection_alpha)
             .serve_with_incoming_shutdown(incoming, async {
                 let _ = stopped.await;
             });
@@ -106,6 +109,10 @@ impl Server {
             () = shutdown => {}
         }
         health.set_not_serving::<service::FerryService>().await;
+        // The server as a whole, for those who ask without a name.
+        health
+            .set_service_status("", tonic_health::ServingStatus::NotServing)
+            .await;
         let _ = self.drain.send(true);
         let _ = stop.send(());
         // Sessions outlive their connections: they commit and clean up.
@@ -124,6 +131,13 @@ impl Server {
             }
         }
     }
+}
+
+/// The schema of every service.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 fn finished(

@@ -74,14 +74,17 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
         Some(encoding) if encoding != "identity" => {
             let message = "compressed messages are not accepted: send grpc-encoding identity";
             let mut response = to_status(Reason::Unsupported, message).into_http::<Body>();
-            let identity = HeaderValue::from_static("identity");
-            response
-                .headers_mut()
-                .insert("grpc-accept-encoding", identity);
+            announce_encodings(response.headers_mut());
             Err(Box::new(response))
         }
         _ => Ok(()),
     }
+}
+
+/// Says which message encodings a client may use: none.
+fn announce_encodings(headers: &mut HeaderMap) {
+    let identity = HeaderValue::from_static("identity");
+    headers.insert("grpc-accept-encoding", identity);
 }
 
 fn serve_push(
@@ -101,6 +104,8 @@ fn serve_push(
     let mut response = Response::new(Body::new(response_body));
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    // A message may still turn out to be compressed, when the head has long left.
+    announce_encodings(response.headers_mut());
     response
 }
 

@@ -45,6 +45,7 @@ pub(crate) async fn raw_push(
         .await
         .unwrap();
     let response = channel.call(request).await.unwrap();
+    assert_eq!(response.headers()["grpc-accept-encoding"], "identity");
     if let Some(status) = Status::from_header_map(response.headers()) {
         return Err(code_and_reason(&status));
     }
