@@ -1,5 +1,7 @@
 //! Pushes whose entries are produced while they are sent.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use bytes::Bytes;

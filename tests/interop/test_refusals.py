@@ -293,10 +293,10 @@ class Announcing(ServerTest):
         entries = [Tensor.of("w", np.zeros(2)).entry(i) for i in (0, 1)]
         self.assertEqual(self.ending(*entries), ("INVALID_ARGUMENT", "DUPLICATE_TENSOR"))
 
-    def test_join_is_unsupported(self) -> None:
+    def test_a_lane_of_no_session_is_not_found(self) -> None:
         push = self.push()
         push.send(pb.SenderFrame(join=pb.Join(session_token=bytes(16), lane=1)))
-        self.assertEqual(push.ending(), UNSUPPORTED)
+        self.assertEqual(push.ending(), ("NOT_FOUND", "NOT_FOUND"))
 
 
 class Chunks(ServerTest):
