@@ -9,8 +9,8 @@ use crate::{
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, Connect, ProgressCell, SendContext, SendError, SendLane, Stage, cancelled, send,
-        status_error,
+        Budget, Connect, ProgressCell, SendContext, SendError, SendLane, Stage, Task, cancelled,
+        send, status_error,
     },
     source::{GrowingSource, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
@@ -64,6 +64,17 @@ pub struct CheckpointSummary {
     pub modified_unix_seconds: u64,
 }
 
+/// What a server or folder has under one name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckpointStatus {
+    /// A complete checkpoint stands under the name.
+    pub published: bool,
+    /// The unfinished transfer into the name: a first one, or one that is to
+    /// replace what stands there.
+    pub transfer: Option<CheckpointSummary>,
+}
+
 impl Client {
     /// A client of the server at `host` or `host:port`.
     ///
@@ -95,11 +106,11 @@ impl Client {
     /// Needs a tokio runtime.
     pub fn push(
         &self,
-        source: Arc<SourceSet>,
+        source: impl Into<Arc<SourceSet>>,
         name: &CheckpointName,
         options: PushOptions,
     ) -> Transfer {
-        self.push_as(source, name, name.as_str().to_owned(), options)
+        self.push_as(source.into(), name, name.as_str().to_owned(), options)
     }
 
     /// As [`Client::push`], with the text that stands for the target in the
@@ -156,7 +167,7 @@ impl Client {
             target,
             options,
         };
-        Transfer::new(tokio::spawn(push.run()), progress, cancel)
+        Transfer::new(Task::spawn(push.run()), progress, cancel)
     }
 
     /// Checkpoints and transfers whose names begin with `prefix`.
@@ -185,7 +196,8 @@ impl Client {
         }
     }
 
-    /// The manifest of a published checkpoint, as JSON.
+    /// The manifest of a published checkpoint, as JSON;
+    /// [`CheckpointInfo::from_json`](crate::CheckpointInfo::from_json) reads it.
     ///
     /// # Errors
     /// The server cannot be reached, or has none of that name.
@@ -199,6 +211,26 @@ impl Client {
             .await
             .map_err(|s| self.error(status_error(&s)))?;
         Ok(response.into_inner().manifest_json.to_vec())
+    }
+
+    /// Whether a name is published, and how far its unfinished transfer is.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or knows nothing of that name.
+    pub async fn status(&self, name: &CheckpointName) -> Result<CheckpointStatus, Error> {
+        let request = pb::StatusRequest {
+            checkpoint: name.to_string(),
+        };
+        let mut client = self.unary().await?;
+        let response = client
+            .status(request)
+            .await
+            .map_err(|s| self.error(status_error(&s)))?;
+        let response = response.into_inner();
+        Ok(CheckpointStatus {
+            published: response.published,
+            transfer: response.transfer.map(summary),
+        })
     }
 
     /// Throws the unfinished transfer of a name away. Returns the durable bytes

@@ -73,7 +73,11 @@ impl Embedded {
     ///
     /// # Errors
     /// [`Error::Bug`] only.
-    pub fn push(&self, source: Arc<SourceSet>, options: PushOptions) -> Result<Transfer, Error> {
+    pub fn push(
+        &self,
+        source: impl Into<Arc<SourceSet>>,
+        options: PushOptions,
+    ) -> Result<Transfer, Error> {
         let parent = self
             .parent
             .canonicalize()
@@ -81,7 +85,7 @@ impl Embedded {
         let target = parent.join(&self.folder).display().to_string();
         Ok(self
             .client
-            .push_as(source, &WIRE_NAME.parse()?, target, options))
+            .push_as(source.into(), &WIRE_NAME.parse()?, target, options))
     }
 
     /// Stops the server; what is written is committed. Removes the service folder

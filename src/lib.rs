@@ -27,6 +27,7 @@
 //!
 //! The modules are floors; imports run downwards only (see ARCHITECTURE.md).
 
+pub mod blocking;
 mod checkpoint;
 mod client;
 mod embedded;
@@ -44,9 +45,10 @@ mod transfer;
 pub mod wire;
 
 pub use checkpoint::{
-    Checkpoint, Damage, FileInfo, TensorInfo, TensorView, VerifyReport, discard_folder, list_folder,
+    Checkpoint, CheckpointInfo, Damage, FileInfo, TensorInfo, TensorView, VerifyReport,
+    discard_folder, list_folder, status_folder,
 };
-pub use client::{CheckpointSummary, Client, DEFAULT_PORT};
+pub use client::{CheckpointStatus, CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
 pub use open_push::OpenPush;

@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     protocol::Durability,
-    session::{Progress, ProgressCell},
+    session::{Progress, ProgressCell, Task},
 };
 use std::{
     future::{Future, IntoFuture},
@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 
 /// What a finished transfer did.
 #[derive(Clone, Debug)]
@@ -43,19 +43,19 @@ pub struct TransferReport {
 /// same call made again goes on from the bytes that are durable by then.
 #[derive(Debug)]
 pub struct Transfer {
-    task: AbortOnDrop,
+    task: Task<Result<TransferReport, Error>>,
     pub(crate) progress: Arc<ProgressCell>,
     pub(crate) cancel: watch::Sender<bool>,
 }
 
 impl Transfer {
     pub(crate) fn new(
-        task: JoinHandle<Result<TransferReport, Error>>,
+        task: Task<Result<TransferReport, Error>>,
         progress: Arc<ProgressCell>,
         cancel: watch::Sender<bool>,
     ) -> Self {
         Transfer {
-            task: AbortOnDrop(task),
+            task,
             progress,
             cancel,
         }
@@ -64,6 +64,11 @@ impl Transfer {
     /// Where it stands.
     pub fn progress(&self) -> Progress {
         self.progress.snapshot()
+    }
+
+    /// Whether it has come to its end, well or not: awaiting it takes no time then.
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Asks it to stop in good order: it ends with [`Error::Interrupted`] once the
@@ -123,21 +128,10 @@ impl IntoFuture for Transfer {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let mut task = self.task;
+        let task = self.task;
         Box::pin(async move {
-            (&mut task.0)
-                .await
+            task.await
                 .unwrap_or_else(|error| Err(Error::Bug(error.to_string())))
         })
-    }
-}
-
-/// The task must not outlive whoever waits for it.
-#[derive(Debug)]
-struct AbortOnDrop(JoinHandle<Result<TransferReport, Error>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

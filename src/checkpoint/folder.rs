@@ -1,13 +1,13 @@
 //! Local folders: what is in them, and what is unfinished beside them.
 
-use super::open_existing;
+use super::{not_found, open_existing};
 use crate::{
-    client::CheckpointSummary,
+    client::{CheckpointStatus, CheckpointSummary},
     error::Error,
     plan::CheckpointName,
-    store::{Catalog, Manifest},
+    store::{Catalog, Manifest, TransferSummary},
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Holds unfinished transfers, beside the checkpoints.
 const SERVICE_DIR: &str = ".tensorferry";
@@ -42,18 +42,32 @@ pub fn list_folder(root: &Path) -> Result<Vec<CheckpointSummary>, Error> {
         out.push(published(name.to_string(), &manifest, modified));
     }
     for transfer in catalog.list_transfers()? {
-        out.push(CheckpointSummary {
-            name: transfer.name.to_string(),
-            published: false,
-            entry_count: transfer.entry_count,
-            total_bytes: transfer.total_bytes,
-            durable_bytes: transfer.durable_bytes,
-            active: false,
-            modified_unix_seconds: transfer.modified_unix_seconds,
-        });
+        out.push(unfinished(&transfer));
     }
     out.sort_by(|a, b| (&a.name, !a.published).cmp(&(&b.name, !b.published)));
     Ok(out)
+}
+
+/// What stands in a local folder, and the unfinished push into it. Makes nothing.
+/// Whether a session is running cannot be told from here.
+///
+/// # Errors
+/// [`SourceError::NotFound`](crate::source::SourceError::NotFound) when there is neither, [`Error::Usage`] when
+/// that names no folder, [`Error::Store`].
+pub fn status_folder(folder: &Path) -> Result<CheckpointStatus, Error> {
+    let (parent, name) = place(folder)?;
+    let catalog = open_existing(&parent).map_err(|error| match error {
+        Error::Source(_) => not_found(folder.to_owned()),
+        error => error,
+    })?;
+    let status = CheckpointStatus {
+        published: catalog.manifest(&name)?.is_some(),
+        transfer: catalog.transfer(&name)?.as_ref().map(unfinished),
+    };
+    if !status.published && status.transfer.is_none() {
+        return Err(not_found(folder.to_owned()));
+    }
+    Ok(status)
 }
 
 /// Throws away the unfinished push into a local folder, which lies in
@@ -64,19 +78,35 @@ pub fn list_folder(root: &Path) -> Result<Vec<CheckpointSummary>, Error> {
 /// [`Error::Usage`] when that names no folder, [`Error::Store`] when the push is
 /// running or cannot be removed.
 pub fn discard_folder(folder: &Path) -> Result<Option<u64>, Error> {
-    let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
-    let absolute = std::path::absolute(folder).map_err(|_| usage())?;
-    let name = absolute
-        .file_name()
-        .and_then(|n| n.to_str())
-        .ok_or_else(usage)?;
-    let parent = absolute.parent().ok_or_else(usage)?;
-    let name = CheckpointName::local(name)?;
+    let (parent, name) = place(folder)?;
     if !parent.join(SERVICE_DIR).is_dir() {
         return Ok(None);
     }
-    let catalog = Catalog::open(parent)?;
+    let catalog = Catalog::open(&parent)?;
     let discarded = catalog.discard(&name)?;
     catalog.remove_empty_service_dir();
     Ok(discarded)
+}
+
+/// The folder that holds a local destination, and the name in it.
+fn place(folder: &Path) -> Result<(PathBuf, CheckpointName), Error> {
+    let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
+    let absolute = std::path::absolute(folder).map_err(|_| usage())?;
+    let name = absolute.file_name().and_then(|n| n.to_str());
+    let (Some(name), Some(parent)) = (name, absolute.parent()) else {
+        return Err(usage());
+    };
+    Ok((parent.to_owned(), CheckpointName::local(name)?))
+}
+
+fn unfinished(transfer: &TransferSummary) -> CheckpointSummary {
+    CheckpointSummary {
+        name: transfer.name.to_string(),
+        published: false,
+        entry_count: transfer.entry_count,
+        total_bytes: transfer.total_bytes,
+        durable_bytes: transfer.durable_bytes,
+        active: false,
+        modified_unix_seconds: transfer.modified_unix_seconds,
+    }
 }

@@ -44,16 +44,18 @@ impl Checkpoint {
     /// A file cannot be read. What is damaged is in the report instead.
     pub fn verify(&self, progress: impl Fn(u64) + Sync) -> Result<VerifyReport, Error> {
         let tensors = self
+            .info
             .tensors
             .par_iter()
             .map(|t| self.verify_tensor(t, &progress));
         let files = self
+            .info
             .files
             .par_iter()
             .map(|f| self.verify_file(f, &progress));
         let damages = tensors.chain(files).collect::<Result<Vec<_>, _>>()?;
         Ok(VerifyReport {
-            file_count: (self.tensors.len() + self.files.len()) as u64,
+            file_count: (self.info.tensors.len() + self.info.files.len()) as u64,
             byte_count: self.total_bytes(),
             damages: damages.into_iter().flatten().collect(),
         })

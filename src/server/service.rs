@@ -136,3 +136,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

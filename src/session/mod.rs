@@ -21,3 +21,4 @@ pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
 pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};
+pub(crate) use task::Task;

@@ -28,7 +28,7 @@ pub(crate) use growing::Supply;
 use crate::plan::{EntryHeader, SourceState};
 use files::FileTable;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What to take from a source.
 #[derive(Clone, Debug)]
@@ -105,8 +105,12 @@ impl SourceSet {
     /// # Errors
     /// Any [`SourceError`] except `Range`; a name that occurs twice is
     /// [`PlanError::Duplicate`](crate::plan::PlanError::Duplicate).
-    pub fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceSet, SourceError> {
-        builder::open(paths, options)
+    pub fn open(
+        paths: &[impl AsRef<Path>],
+        options: &SourceOptions,
+    ) -> Result<SourceSet, SourceError> {
+        let paths: Vec<PathBuf> = paths.iter().map(|p| p.as_ref().to_owned()).collect();
+        builder::open(&paths, options)
     }
 
     /// `npy`, `safetensors` or `tensorferry`; `mixed` for several.

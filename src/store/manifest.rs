@@ -120,15 +120,20 @@ impl Manifest {
         let Some(bytes) = read_bytes(dir)? else {
             return Ok(None);
         };
-        let manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|e| bad(dir, e.to_string()))?;
+        let manifest = Manifest::from_bytes(&bytes).map_err(|why| bad(dir, why))?;
+        Ok(Some((manifest, bytes)))
+    }
+
+    /// Reads a manifest's bytes, or says why that is none.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Manifest, String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if manifest.format != "tensorferry" || manifest.version != 1 {
-            return Err(bad(
-                dir,
-                format!("format {:?} version {}", manifest.format, manifest.version),
+            return Err(format!(
+                "format {:?} version {}",
+                manifest.format, manifest.version
             ));
         }
-        Ok(Some((manifest, bytes)))
+        Ok(manifest)
     }
 
     /// BLAKE3 of the manifest in a folder, or `None` when there is none.

@@ -12,6 +12,7 @@
 mod frames;
 pub(crate) mod product;
 pub(crate) mod raw;
+pub(crate) mod relay;
 mod session;
 
 pub(crate) use frames::*;

@@ -1,0 +1,182 @@
+//! What a manifest says: the same of a folder here and of a checkpoint on a server.
+
+use super::damaged;
+use crate::{
+    error::Error,
+    format::Dtype,
+    protocol::Durability,
+    store::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor},
+};
+use std::collections::BTreeMap;
+
+/// What the manifest says of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckpointInfo {
+    /// The name it was published under.
+    pub name: String,
+    /// When it was published, RFC 3339 in UTC.
+    pub created: String,
+    /// Format of the source, such as `safetensors`.
+    pub source_format: String,
+    /// Free text of the source.
+    pub metadata: BTreeMap<String, String>,
+    /// What could not be lost any more when it was published, and to what.
+    pub durability: Durability,
+    /// Tensors in the order of their announcement.
+    pub tensors: Vec<TensorInfo>,
+    /// Side files.
+    pub files: Vec<FileInfo>,
+    /// Bytes of all tensors and side files.
+    pub total_bytes: u64,
+}
+
+/// What the manifest says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorInfo {
+    /// Unique in the checkpoint.
+    pub name: String,
+    /// Further names of the same bytes.
+    pub aliases: Vec<String>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Elements per dimension.
+    pub shape: Vec<u64>,
+    /// The first index varies fastest.
+    pub fortran_order: bool,
+    /// Elements are big-endian.
+    pub big_endian: bool,
+    /// The `.npy` file, beneath the folder.
+    pub file: String,
+    /// Bytes before the first element.
+    pub data_offset: u64,
+    /// Length of the elements in bytes.
+    pub byte_len: u64,
+    /// CRC-32C of the elements.
+    pub crc32c: u32,
+}
+
+/// What the manifest says of one side file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// Name in the source.
+    pub name: String,
+    /// The file, beneath the folder.
+    pub file: String,
+    /// Length in bytes.
+    pub byte_len: u64,
+    /// CRC-32C of the bytes.
+    pub crc32c: u32,
+}
+
+impl CheckpointInfo {
+    /// Reads a `manifest.json`, such as the answer of
+    /// [`Client::describe`](crate::Client::describe).
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when it is none, or contradicts itself.
+    pub fn from_json(json: &[u8]) -> Result<CheckpointInfo, Error> {
+        let manifest = Manifest::from_bytes(json).map_err(|why| damaged(MANIFEST_FILE, why))?;
+        CheckpointInfo::of(manifest)
+    }
+
+    pub(super) fn of(manifest: Manifest) -> Result<CheckpointInfo, Error> {
+        let tensors = manifest.tensors.iter().map(tensor_info);
+        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        let files = manifest.files.iter().map(file_info);
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        let sum = tensors
+            .iter()
+            .map(|t| t.byte_len)
+            .chain(files.iter().map(|f| f.byte_len));
+        let sum = sum.fold(0, u64::saturating_add);
+        if sum != manifest.total_nbytes {
+            let why = format!(
+                "total_nbytes is {}, its entries have {sum}",
+                manifest.total_nbytes
+            );
+            return Err(damaged(MANIFEST_FILE, why));
+        }
+        Ok(CheckpointInfo {
+            name: manifest.checkpoint,
+            created: manifest.created,
+            source_format: manifest.source.format,
+            metadata: manifest.source.metadata,
+            durability: match manifest.durability.as_str() {
+                "disk" => Durability::Disk,
+                _ => Durability::Process,
+            },
+            tensors,
+            files,
+            total_bytes: sum,
+        })
+    }
+}
+
+fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
+    let bad = |why: String| damaged(&tensor.name, format!("{MANIFEST_FILE}: {why}"));
+    let dtype = Dtype::from_name(&tensor.dtype)
+        .ok_or_else(|| bad(format!("dtype {:?} is not known", tensor.dtype)))?;
+    let byte_len = dtype.byte_len(&tensor.shape);
+    if byte_len != Some(tensor.nbytes) {
+        let expected = byte_len.map_or("more than 64 bits can count".to_owned(), |n| n.to_string());
+        let shape = &tensor.shape;
+        return Err(bad(format!(
+            "nbytes of shape {shape:?} of {dtype} is {}, not {expected}",
+            tensor.nbytes
+        )));
+    }
+    if tensor.data_offset.checked_add(tensor.nbytes).is_none() {
+        return Err(bad(format!(
+            "data_offset {} is out of range",
+            tensor.data_offset
+        )));
+    }
+    let big_endian = tensor.npy_descr.starts_with('>');
+    let descr = dtype.npy_descr(big_endian);
+    if tensor.npy_descr != descr {
+        return Err(bad(format!(
+            "npy_descr of {dtype} is {:?}, not {descr:?}",
+            tensor.npy_descr
+        )));
+    }
+    Ok(TensorInfo {
+        name: tensor.name.clone(),
+        aliases: tensor.aliases.clone(),
+        dtype,
+        shape: tensor.shape.clone(),
+        fortran_order: tensor.fortran_order,
+        big_endian,
+        file: tensor.file.clone(),
+        data_offset: tensor.data_offset,
+        byte_len: tensor.nbytes,
+        crc32c: parse_crc(&tensor.crc32c)
+            .ok_or_else(|| bad(format!("crc32c {:?} is not 8 hex digits", tensor.crc32c)))?,
+    })
+}
+
+fn file_info(blob: &ManifestBlob) -> Result<FileInfo, Error> {
+    let bad = || {
+        damaged(
+            &blob.name,
+            format!(
+                "{MANIFEST_FILE}: crc32c {:?} is not 8 hex digits",
+                blob.crc32c
+            ),
+        )
+    };
+    Ok(FileInfo {
+        name: blob.name.clone(),
+        file: blob.file.clone(),
+        byte_len: blob.nbytes,
+        crc32c: parse_crc(&blob.crc32c).ok_or_else(bad)?,
+    })
+}
+
+fn parse_crc(hex: &str) -> Option<u32> {
+    // from_str_radix alone takes a sign and fewer digits.
+    let plain = hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    plain.then(|| u32::from_str_radix(hex, 16).ok()).flatten()
+}
