@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "common/relay.rs"]
+mod relay;
+
+use relay::Then;
 use serde_json::Value;
 use std::{
     fs,
@@ -9,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use tensorferry::{Checkpoint, format::npy::encode_header};
@@ -558,4 +562,386 @@ fn completions_manual_and_help_are_there() {
         "{help}"
     );
     assert!(succeed(temp.path(), &["push", "--help"]).contains("TENSORFERRY_DURABILITY"));
+}
+
+/// Nothing here takes this long; only a hang does.
+const HANG: Duration = Duration::from_secs(60);
+const BIG_BYTES: u64 = 12 << 20;
+/// Bytes that reach the server before its first connection fails.
+const FIRST_BYTES: usize = 4 << 20;
+
+/// A source that does not fit through a connection that fails.
+fn make_big_source(dir: &Path) {
+    let source = dir.join("big model");
+    fs::create_dir(&source).unwrap();
+    write_npy(&source.join("big.npy"), "|u1", &[BIG_BYTES], 1, 7);
+}
+
+fn dest_through(serving: &Serving, then: Then, name: &str) -> String {
+    let relay = relay::start(serving.address.parse().unwrap(), FIRST_BYTES, then);
+    format!("ferry://{relay}/{name}")
+}
+
+/// A push that has made something durable and goes no further.
+fn stalled_push(dir: &Path, dest: &str) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = program()
+        .current_dir(dir)
+        .args(["push", "big model", dest, "--format", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    loop {
+        let mut line = String::new();
+        assert!(stdout.read_line(&mut line).unwrap() > 0, "it ended early");
+        let event: Value = serde_json::from_str(&line).unwrap();
+        if event["event"] == "progress" && event["durable_bytes"] != 0 {
+            return (child, stdout);
+        }
+    }
+}
+
+fn interrupt(child: &Child) {
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(child),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+}
+
+/// Runs a command line that was printed for a shell.
+fn run_printed(dir: &Path, command: &str) -> Output {
+    Command::new("sh")
+        .current_dir(dir)
+        .args(["-c", command])
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn json_is_printed_even_when_quiet_and_nothing_else_is() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    let words = ["push", "-q", "model", "out", "--format", "json"];
+    let output = run(temp.path(), &words);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    last_event(&String::from_utf8(output.stdout).unwrap(), "done");
+    let output = run(temp.path(), &["list", "out", "--format", "json", "--quiet"]);
+    last_event(&String::from_utf8(output.stdout).unwrap(), "checkpoint");
+}
+
+#[test]
+fn wrong_usage_is_told_to_programs_too() {
+    let temp = TempDir::new().unwrap();
+    for words in [
+        &["push", "model", "--format", "json"][..],
+        &["frobnicate", "--format=json"],
+        &["--format", "json", "push", "a", "b", "--chunk", "3M"],
+        &["push", "a", "b", "--format", "json", "--frobnicate"],
+    ] {
+        let output = run(temp.path(), words);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let error = last_event(&String::from_utf8(output.stdout).unwrap(), "error");
+        assert_eq!(
+            (&error["code"], &error["exit"]),
+            (&"usage".into(), &2.into())
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            !message.is_empty() && !message.contains("Usage:") && !message.contains('\u{1b}'),
+            "{message}"
+        );
+        assert!(output.stderr.starts_with(b"error: "));
+    }
+    let output = program()
+        .arg("frobnicate")
+        .env("TENSORFERRY_FORMAT", "json")
+        .output()
+        .unwrap();
+    last_event(&String::from_utf8(output.stdout).unwrap(), "error");
+    // People get no JSON, and neither does whoever names a file so.
+    for words in [
+        &["frobnicate"][..],
+        &["frobnicate", "--", "--format", "json"],
+    ] {
+        assert!(run(temp.path(), words).stdout.is_empty());
+    }
+}
+
+#[test]
+fn an_interrupted_push_tells_programs_how_to_go_on() {
+    let temp = TempDir::new().unwrap();
+    make_big_source(temp.path());
+    let serving = Serving::start(temp.path(), "root");
+    let dest = dest_through(&serving, Then::Stall, "one");
+    let (mut child, mut stdout) = stalled_push(temp.path(), &dest);
+    interrupt(&child);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let error = last_event(&rest, "error");
+    assert_eq!(
+        (&error["code"], &error["total_bytes"]),
+        (&"interrupted".into(), &BIG_BYTES.into())
+    );
+    let durable_bytes = error["durable_bytes"].as_u64().unwrap();
+    assert!((1..BIG_BYTES).contains(&durable_bytes), "{error}");
+    let resume = error["resume"].as_str().unwrap();
+    assert!(resume.contains("push 'big model' ferry://"), "{resume}");
+    let resumed = run_printed(temp.path(), resume);
+    assert!(resumed.status.success(), "{resumed:?}");
+    let done = last_event(&String::from_utf8(resumed.stdout).unwrap(), "done");
+    assert!(
+        done["resumed_bytes"].as_u64().unwrap() >= durable_bytes,
+        "{done}"
+    );
+}
+
+#[test]
+fn a_push_that_is_cut_off_tells_programs_how_to_go_on() {
+    let temp = TempDir::new().unwrap();
+    make_big_source(temp.path());
+    let serving = Serving::start(temp.path(), "root");
+    let dest = dest_through(&serving, Then::Cut, "one");
+    let output = run(
+        temp.path(),
+        &[
+            "push",
+            "big model",
+            &dest,
+            "--retries=0",
+            "--format",
+            "json",
+        ],
+    );
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let error = last_event(&String::from_utf8(output.stdout).unwrap(), "error");
+    assert_eq!(
+        (&error["code"], &error["total_bytes"]),
+        (&"network".into(), &BIG_BYTES.into())
+    );
+    assert!(error["durable_bytes"].as_u64().unwrap() < BIG_BYTES);
+    let resumed = run_printed(temp.path(), error["resume"].as_str().unwrap());
+    assert!(resumed.status.success(), "{resumed:?}");
+    succeed(temp.path(), &["verify", "root/one"]);
+}
+
+#[test]
+fn the_status_of_a_name_is_told() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    make_big_source(temp.path());
+    let serving = Serving::start(temp.path(), "root");
+    let status = |target: &str| {
+        last_event(
+            &succeed(temp.path(), &["status", target, "--format", "json"]),
+            "status",
+        )
+    };
+    fail(temp.path(), &["status", &serving.dest("one")], 3);
+    fail(temp.path(), &["status", &serving.dest("")], 2);
+    fail(temp.path(), &["status", "absent"], 3);
+    fail(temp.path(), &["status", "absent/deeper"], 3);
+    fail(temp.path(), &["status", "ferry://127.0.0.1:1/x"], 5);
+
+    // Under way, cut off, complete.
+    let dest = serving.dest("one");
+    let (mut child, _stdout) =
+        stalled_push(temp.path(), &dest_through(&serving, Then::Stall, "one"));
+    let under_way = status(&dest);
+    assert_eq!(
+        (&under_way["published"], &under_way["transfer"]["active"]),
+        (&false.into(), &true.into())
+    );
+    let human = succeed(temp.path(), &["status", &dest]);
+    assert!(
+        human.starts_with(&format!("{dest}: receiving, ")),
+        "{human}"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let begun = Instant::now();
+    while status(&dest)["transfer"]["active"] == true {
+        assert!(begun.elapsed() < HANG);
+        sleep(Duration::from_millis(20));
+    }
+    let cut_off = status(&dest);
+    assert_ne!(cut_off["transfer"]["durable_bytes"], 0, "{cut_off}");
+    // The same seen from the server's own disk.
+    assert_eq!(status("root/one")["transfer"], cut_off["transfer"]);
+    succeed(temp.path(), &["push", "big model", &dest]);
+    assert_eq!(status(&dest)["published"], true);
+
+    succeed(temp.path(), &["push", "model", "out"]);
+    let local = status("out");
+    assert_eq!(
+        (&local["published"], &local["transfer"]),
+        (&true.into(), &Value::Null)
+    );
+    assert_eq!(succeed(temp.path(), &["status", "out"]), "out: complete\n");
+    assert_eq!(succeed(temp.path(), &["status", "out", "-q"]), "complete\n");
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let temp = TempDir::new().unwrap();
+    fs::create_dir_all(temp.path().join("given")).unwrap();
+    fs::create_dir_all(temp.path().join("tmp")).unwrap();
+    // While it makes its source in a fresh folder; while it pushes in one of ours.
+    for (words, wait_for) in [
+        (&["demo"][..], "working in "),
+        (&["demo", "--dir", "given"], "source "),
+    ] {
+        let mut child = program()
+            .current_dir(temp.path())
+            .args(words)
+            .env("TMPDIR", temp.path().join("tmp"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let reader: Box<dyn Read> = match wait_for {
+            "working in " => Box::new(stderr),
+            _ => Box::new(stdout),
+        };
+        let mut lines = BufReader::new(reader).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with(wait_for)));
+        assert!(
+            fs::read_dir(temp.path().join("tmp")).unwrap().count() == 1
+                || fs::read_dir(temp.path().join("given")).unwrap().count() > 0
+        );
+        interrupt(&child);
+        drop(lines.collect::<Vec<_>>());
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{words:?}");
+        for dir in ["tmp", "given"] {
+            assert_eq!(fs::read_dir(temp.path().join(dir)).unwrap().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn verify_goes_on_after_a_failure_and_the_first_one_decides() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    for out in ["a", "b"] {
+        succeed(temp.path(), &["push", "model", out]);
+    }
+    fs::remove_file(temp.path().join("b/files/config.json")).unwrap();
+    for (dirs, code) in [
+        (["absent", "b", "a"], 3),
+        (["b", "absent", "a"], 6),
+        (["a", "b", "absent"], 6),
+    ] {
+        let words = [&["verify"], &dirs[..], &["--format", "json"]].concat();
+        let output = run(temp.path(), &words);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(last_event(&stdout, "error")["exit"], code);
+        let told = |event: &str| {
+            events(&stdout)
+                .iter()
+                .filter(|e| e["event"] == event)
+                .count()
+        };
+        assert_eq!((told("verified"), told("unverified")), (2, 1), "{stdout}");
+        // Every failure once.
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.matches("error: ").count(), 2, "{stderr}");
+    }
+}
+
+#[test]
+fn inspect_looks_at_a_server_too() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    let serving = Serving::start(temp.path(), "root");
+    let dest = serving.dest("runs/one");
+    fail(temp.path(), &["inspect", &dest], 3);
+    succeed(temp.path(), &["push", "model", &dest]);
+    let rows = events(&succeed(
+        temp.path(),
+        &["inspect", &dest, "--format", "json"],
+    ));
+    let weight = rows
+        .iter()
+        .find(|row| row["name"] == "layer.weight")
+        .unwrap();
+    assert_eq!(
+        (&weight["event"], &weight["dtype"], &weight["file"]),
+        (
+            &"tensor".into(),
+            &"float32".into(),
+            &"layer.weight.npy".into()
+        )
+    );
+    let total = rows.last().unwrap();
+    assert_eq!(
+        (&total["event"], &total["tensors"], &total["bytes"]),
+        (&"total".into(), &3.into(), &SOURCE_BYTES.into())
+    );
+    let human = succeed(temp.path(), &["inspect", &dest]);
+    assert!(human.contains("3 tensors, 1 file"), "{human}");
+    fail(temp.path(), &["inspect", &dest, "model"], 2);
+    fail(temp.path(), &["inspect", &serving.dest("")], 2);
+    fail(temp.path(), &["inspect", "ferry://127.0.0.1:1/x"], 5);
+    // A file with a colon in its name is a file.
+    fs::rename(temp.path().join("model"), temp.path().join("a:b")).unwrap();
+    assert!(succeed(temp.path(), &["inspect", "a:b"]).contains("3 tensors"));
+}
+
+#[test]
+fn manual_pages_keep_the_lines_of_tables() {
+    let temp = TempDir::new().unwrap();
+    let page = succeed(temp.path(), &["man"]);
+    let help = succeed(temp.path(), &["--help"]);
+    let (_, table) = page.split_once(".SH EXIT STATUS\n.nf\n").unwrap();
+    let (table, _) = table.split_once(".fi").unwrap();
+    let lines = table.lines().collect::<Vec<_>>();
+    assert_eq!(lines.len(), 6, "{table}");
+    for line in lines {
+        let line = line.strip_prefix("\\&").unwrap().replace("\\-", "-");
+        assert!(help.contains(&format!("{line}\n")), "{line}");
+    }
+    assert!(page.contains(".SH EXAMPLES\n.nf\n"));
+    assert!(succeed(temp.path(), &["man", "push"]).contains(".SH EXAMPLES\n.nf\n"));
+    assert!(!succeed(temp.path(), &["man", "list"]).contains(".nf"));
+}
+
+#[test]
+fn a_server_takes_as_many_open_files_as_it_may() {
+    let temp = TempDir::new().unwrap();
+    for (limits, is_few) in [("ulimit -Sn 200", false), ("ulimit -n 1000", true)] {
+        let mut child = Command::new("sh")
+            .current_dir(temp.path())
+            .args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")])
+            .args([env!("CARGO_BIN_EXE_tensorferry"), "serve", "root", "-v"])
+            .args(["--listen", "127.0.0.1:0"])
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.starts_with("listening on "), "{line}");
+        let table = fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+        let row = table.lines().find(|l| l.starts_with("Max open files"));
+        let numbers = row.unwrap().split_whitespace().skip(3).collect::<Vec<_>>();
+        assert_eq!(numbers[0], numbers[1], "{table}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut stderr = String::new();
+        child.stderr.unwrap().read_to_string(&mut stderr).unwrap();
+        let hard: Option<u64> = numbers[1].parse().ok();
+        let is_warned = stderr.contains("few files may be open");
+        assert_eq!(is_warned, hard.is_some_and(|n| n < 4096), "{stderr}");
+        assert!(is_warned || !is_few, "{stderr}");
+    }
 }

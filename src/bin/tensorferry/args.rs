@@ -17,6 +17,7 @@ Examples:
   tensorferry push model/ ferry://lab:7744/run7     send one there; run it again to resume
   tensorferry push shard-*.safetensors lab:run7     several files make one checkpoint
   tensorferry list lab:                             what is there, what is unfinished
+  tensorferry status lab:run7                       how far that one is
   tensorferry verify /data/run7                     re-read every byte and compare
 
 Exit status:
@@ -59,19 +60,41 @@ pub(crate) struct GlobalArgs {
     /// honoured
     #[arg(short, long, global = true, action = ArgAction::Count, env = "TENSORFERRY_VERBOSE")]
     pub(crate) verbose: u8,
-    /// The same as --format quiet
+    /// The same as --format quiet; beside --format json only standard error falls
+    /// silent
     #[arg(short, long, global = true, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_QUIET")]
     quiet: bool,
 }
 
 impl GlobalArgs {
+    /// `-q` beside JSON silences the talk only.
     pub(crate) fn format(&self) -> Format {
-        if self.quiet {
-            Format::Quiet
-        } else {
-            self.format
+        match self.format {
+            Format::Human if self.quiet => Format::Quiet,
+            format => format,
         }
     }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.quiet || self.format == Format::Quiet
+    }
+}
+
+/// The format that a command line asks for which cannot be understood as a whole.
+pub(crate) fn format_of(words: impl Iterator<Item = OsString>) -> Format {
+    let mut asked = std::env::var_os("TENSORFERRY_FORMAT");
+    let mut words = words.skip(1).take_while(|word| word != "--");
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--format") => asked = words.next(),
+            Some(word) if word.starts_with("--format=") => {
+                asked = Some(word["--format=".len()..].into());
+            }
+            _ => {}
+        }
+    }
+    let asked = asked.and_then(|word| Format::from_str(word.to_str()?, false).ok());
+    asked.unwrap_or(Format::Human)
 }
 
 /// The verbs.
@@ -80,6 +103,7 @@ pub(crate) enum Verb {
     Serve(ServeArgs),
     Push(PushArgs),
     List(ListArgs),
+    Status(StatusArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Discard(DiscardArgs),
@@ -290,17 +314,29 @@ pub(crate) struct ListArgs {
     pub(crate) place: OsString,
 }
 
+/// Show whether a name is complete, and how far its unfinished transfer is
+///
+/// TARGET is the DEST of the push. Exit status 3 when there is neither.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: OsString,
+}
+
 /// Show names, dtypes, shapes and sizes of a checkpoint, without loading it
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Files and folders, as for push
+    /// Files and folders, as for push; or one ferry://HOST[:PORT]/NAME, or HOST:NAME
+    /// where no such file exists
     #[arg(required = true, value_name = "SRC")]
     pub(crate) src: Vec<PathBuf>,
 }
 
 /// Re-read landed checkpoints and compare every byte with the manifest
 ///
-/// Exit status 6 when something is damaged, 3 when there is no manifest.
+/// Exit status 6 when something is damaged, 3 when there is no manifest. With several
+/// folders all are looked at, and the first failure decides.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Folders with a manifest.json

@@ -1,6 +1,9 @@
 //! `demo`: a push that is cut off half way, resumed and verified.
 
-use crate::{args::DemoArgs, demo_cut, demo_source, entries, exit::Failure, output::Output, units};
+use crate::{
+    args::DemoArgs, demo_cut, demo_source, entries, exit::Failure, interrupt::Interrupt,
+    output::Output, units,
+};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{
@@ -13,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tensorferry::{
-    Checkpoint, CheckpointSummary, Client, Error, PushOptions, Server, TransferReport,
+    Checkpoint, CheckpointSummary, Client, Error, ErrorCode, PushOptions, Server, TransferReport,
     format::Dtype,
     format::codec::CodecChoice,
     plan::{CheckpointName, EntryKind},
@@ -51,11 +54,42 @@ struct Story {
 }
 
 pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> {
+    let mut interrupt = Interrupt::listen()?;
+    let is_ours = args.dir.as_deref().is_none_or(|dir| !dir.exists());
     let dir = make_dir(args.dir.as_deref())?;
     output.talk(&format!("working in {}", dir.display()));
-    let source_path = match args.src {
+    let result = play(&dir, args.src, &mut interrupt, output).await;
+    if matches!(&result, Err(failure) if failure.code() == ErrorCode::Interrupted) {
+        output.talk(&format!("stopped; removing {}", dir.display()));
+        let removed = tokio::task::spawn_blocking(move || remove(&dir, is_ours)).await;
+        removed
+            .map_err(|e| Error::Bug(e.to_string()))?
+            .map_err(|e| io_failure("remove the folder", e))?;
+    }
+    result
+}
+
+/// Everything that the demo made; a folder that was there before stays.
+fn remove(dir: &Path, is_ours: bool) -> io::Result<()> {
+    if is_ours {
+        return fs::remove_dir_all(dir);
+    }
+    ["source", "received"]
+        .map(|made| dir.join(made))
+        .iter()
+        .filter(|made| made.exists())
+        .try_for_each(fs::remove_dir_all)
+}
+
+async fn play(
+    dir: &Path,
+    src: Option<PathBuf>,
+    interrupt: &mut Interrupt,
+    output: &Output,
+) -> Result<(), Failure> {
+    let source_path = match src {
         Some(path) => path,
-        None => make_source(&dir, output).await?,
+        None => make_source(dir, interrupt, output).await?,
     };
     let source = entries::open(vec![source_path.clone()], true).await?;
     entries::tell_skipped(&source, output);
@@ -76,7 +110,12 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let serving = tokio::spawn(server.serve(async {
         let _ = stopped.await;
     }));
-    let story = push_twice(&source, address, output).await;
+    // What is dropped here stops; the server is waited for, so that nobody writes
+    // into the folder any more when it is removed.
+    let story = tokio::select! {
+        story = Box::pin(push_twice(&source, address, output)) => story,
+        () = interrupt.first() => Err(Error::Interrupted.into()),
+    };
     let _ = stop.send(());
     serving.await.map_err(|e| Error::Bug(e.to_string()))??;
     let story = story?;
@@ -86,7 +125,11 @@ pub(crate) async fn run(args: DemoArgs, output: &Output) -> Result<(), Failure> 
     let compared = tokio::task::spawn_blocking(move || {
         compare(&source, &landed).map(|bytes| (bytes, sample(&landed)))
     });
-    let (compared_bytes, sample) = compared.await.map_err(|e| Error::Bug(e.to_string()))??;
+    let compared = tokio::select! {
+        compared = compared => compared,
+        () = interrupt.first() => return Err(Error::Interrupted.into()),
+    };
+    let (compared_bytes, sample) = compared.map_err(|e| Error::Bug(e.to_string()))??;
     tell_end(&story, compared_bytes, &folder, sample, output);
     output.talk(&format!(
         "remove it all with: rm -r {}",
@@ -116,7 +159,11 @@ fn make_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
     Err(failed(io::ErrorKind::AlreadyExists.into()))
 }
 
-async fn make_source(dir: &Path, output: &Output) -> Result<PathBuf, Failure> {
+async fn make_source(
+    dir: &Path,
+    interrupt: &mut Interrupt,
+    output: &Output,
+) -> Result<PathBuf, Failure> {
     let source = dir.join("source");
     output.talk("making a sharded safetensors checkpoint of 256 MiB");
     let path = source.clone();
@@ -126,8 +173,10 @@ async fn make_source(dir: &Path, output: &Output) -> Result<PathBuf, Failure> {
     made.await
         .map_err(|e| Error::Bug(e.to_string()))?
         .map_err(|e| io_failure("make the checkpoint", e))?;
-    tokio::time::sleep(SETTLE).await;
-    Ok(source)
+    tokio::select! {
+        () = tokio::time::sleep(SETTLE) => Ok(source),
+        () = interrupt.first() => Err(Error::Interrupted.into()),
+    }
 }
 
 /// Pushes through a connection that breaks, then again.

@@ -4,7 +4,7 @@ use crate::{exit::Failure, output::Output, units};
 use serde::Serialize;
 use std::{path::PathBuf, sync::Arc};
 use tensorferry::{
-    Error,
+    CheckpointInfo, Error,
     plan::{EntryKind, FileNames, Order},
     protocol::Layout,
     source::{SourceOptions, SourceSet},
@@ -89,61 +89,113 @@ pub(crate) fn tell_skipped(source: &SourceSet, output: &Output) {
     }
 }
 
+/// One entry as it is shown, of a source or of a landed checkpoint.
+struct Row<'a> {
+    name: &'a str,
+    /// `None` for a side file.
+    dtype: Option<&'a str>,
+    shape: &'a [u64],
+    bytes: u64,
+    fortran_order: bool,
+    big_endian: bool,
+    aliases: &'a [String],
+    file: Option<String>,
+}
+
 /// Every entry, with the file it becomes where a layout is given, and the total.
 pub(crate) fn show(source: &SourceSet, layout: Option<Layout>, output: &Output) {
     let mut names = FileNames::default();
-    let mut rows = vec![["NAME", "DTYPE", "SHAPE"].map(str::to_owned).to_vec()];
-    rows[0].extend(layout.map(|_| "FILE".to_owned()));
-    rows[0].push("BYTES".to_owned());
-    for (index, entry) in source.entries().iter().enumerate() {
+    let rows = source.entries().iter().enumerate().map(|(index, entry)| {
         let header = &entry.header;
         let file = layout.map(|layout| match (header.kind, layout) {
             (EntryKind::Blob, _) => names.blob(&header.name),
             (EntryKind::Tensor { .. }, Layout::Named) => names.tensor(&header.name),
             (EntryKind::Tensor { .. }, Layout::Indexed) => names.indexed(index as u64),
         });
-        let (dtype, shape) = match header.kind {
-            EntryKind::Tensor { dtype } => (dtype.name(), format!("{:?}", header.shape)),
-            EntryKind::Blob => ("file", String::new()),
-        };
-        match header.kind {
-            EntryKind::Tensor { .. } => output.event(
+        Row {
+            name: &header.name,
+            dtype: header.dtype().map(|dtype| dtype.name()),
+            shape: &header.shape,
+            bytes: header.byte_len,
+            fortran_order: header.order == Order::Fortran,
+            big_endian: header.big_endian,
+            aliases: &entry.aliases,
+            file,
+        }
+    });
+    show_rows(&rows.collect::<Vec<_>>(), source.format(), output);
+}
+
+/// The same of a checkpoint that stands on a server.
+pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
+    let tensors = info.tensors.iter().map(|tensor| Row {
+        name: &tensor.name,
+        dtype: Some(tensor.dtype.name()),
+        shape: &tensor.shape,
+        bytes: tensor.byte_len,
+        fortran_order: tensor.fortran_order,
+        big_endian: tensor.big_endian,
+        aliases: &tensor.aliases,
+        file: Some(tensor.file.clone()),
+    });
+    let files = info.files.iter().map(|file| Row {
+        name: &file.name,
+        dtype: None,
+        shape: &[],
+        bytes: file.byte_len,
+        fortran_order: false,
+        big_endian: false,
+        aliases: &[],
+        file: Some(file.file.clone()),
+    });
+    let rows = tensors.chain(files).collect::<Vec<_>>();
+    show_rows(&rows, &info.source_format, output);
+}
+
+fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
+    let has_files = entries.iter().any(|row| row.file.is_some());
+    let mut rows = vec![["NAME", "DTYPE", "SHAPE"].map(str::to_owned).to_vec()];
+    rows[0].extend(has_files.then(|| "FILE".to_owned()));
+    rows[0].push("BYTES".to_owned());
+    for entry in entries {
+        let (name, bytes, file) = (entry.name, entry.bytes, entry.file.as_deref());
+        match entry.dtype {
+            Some(dtype) => output.event(
                 "tensor",
                 &TensorEvent {
-                    name: &header.name,
+                    name,
                     dtype,
-                    shape: &header.shape,
-                    bytes: header.byte_len,
-                    fortran_order: header.order == Order::Fortran,
-                    big_endian: header.big_endian,
-                    aliases: &entry.aliases,
-                    file: file.as_deref(),
+                    shape: entry.shape,
+                    bytes,
+                    fortran_order: entry.fortran_order,
+                    big_endian: entry.big_endian,
+                    aliases: entry.aliases,
+                    file,
                 },
             ),
-            EntryKind::Blob => output.event(
-                "file",
-                &FileEvent {
-                    name: &header.name,
-                    bytes: header.byte_len,
-                    file: file.as_deref(),
-                },
-            ),
+            None => output.event("file", &FileEvent { name, bytes, file }),
         }
         if output.is_quiet() {
-            output.line(&units::shown(&header.name));
+            output.line(&units::shown(name));
         }
-        let mut row = vec![units::shown(&header.name), dtype.to_owned(), shape];
-        row.extend(file);
-        row.push(header.byte_len.to_string());
+        let shape = entry.dtype.map(|_| format!("{:?}", entry.shape));
+        let mut row = vec![
+            units::shown(name),
+            entry.dtype.unwrap_or("file").to_owned(),
+            shape.unwrap_or_default(),
+        ];
+        row.extend(file.map(units::shown));
+        row.push(bytes.to_string());
         rows.push(row);
     }
     output.table(rows[0].len() - 1, &rows);
-    let (tensors, files) = counts(source);
-    let bytes = source.total_bytes();
+    let tensors = entries.iter().filter(|row| row.dtype.is_some()).count() as u64;
+    let files = entries.len() as u64 - tensors;
+    let bytes = entries.iter().map(|row| row.bytes).sum();
     output.event(
         "total",
         &TotalEvent {
-            format: source.format(),
+            format,
             tensors,
             files,
             bytes,
@@ -154,6 +206,6 @@ pub(crate) fn show(source: &SourceSet, layout: Option<Layout>, output: &Output) 
         units::count(tensors, "tensor"),
         units::count(files, "file"),
         units::bytes(bytes),
-        source.format()
+        units::shown(format)
     ));
 }

@@ -1,6 +1,9 @@
 //! How failures are told, and the exit status.
 
-use crate::{output::Output, units};
+use crate::{
+    output::{Format, Output},
+    units,
+};
 use serde::Serialize;
 use std::process::ExitCode;
 use tensorferry::{Error, ErrorCode, plan::PlanError, source::SourceError};
@@ -12,6 +15,19 @@ pub(crate) struct Failure {
     hint: Option<String>,
     /// People have been told already.
     is_told: bool,
+    /// What an unfinished push leaves behind.
+    left: Option<Left>,
+}
+
+/// How far an unfinished push came, and how it goes on.
+#[derive(Debug, Serialize)]
+pub(crate) struct Left {
+    /// Bytes that are safe on the receiver.
+    pub(crate) durable_bytes: u64,
+    /// Bytes of the checkpoint.
+    pub(crate) total_bytes: u64,
+    /// The command that goes on from there.
+    pub(crate) resume: String,
 }
 
 impl Failure {
@@ -24,12 +40,45 @@ impl Failure {
     }
 
     /// An interrupt of which people have been told.
-    pub(crate) fn interrupted(resume: String) -> Failure {
+    pub(crate) fn interrupted(left: Left) -> Failure {
         Failure {
             error: Error::Interrupted,
-            hint: Some(format!("resume with: {resume}")),
+            hint: Some(format!("resume with: {}", left.resume)),
             is_told: true,
+            left: Some(left),
         }
+    }
+
+    /// A push that the same command takes up again.
+    pub(crate) fn leaving(error: Error, left: Left) -> Failure {
+        Failure {
+            left: Some(left),
+            ..Failure::from(error)
+        }
+    }
+
+    /// Tells people now; the exit status and programs come at the end.
+    pub(crate) fn tell(&mut self, output: &Output) {
+        if std::mem::replace(&mut self.is_told, true) {
+            return;
+        }
+        for (i, message) in messages(&self.error).iter().enumerate() {
+            let label = if i == 0 { "error" } else { "caused by" };
+            output.complain(&format!("{label}: {}", units::shown(message)));
+        }
+        if let Some(hint) = &self.hint {
+            output.complain(&format!("hint: {hint}"));
+        }
+    }
+
+    /// Its class.
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.error.code()
+    }
+
+    /// The error and its causes on one line.
+    pub(crate) fn message(&self) -> String {
+        messages(&self.error).join(": ")
     }
 }
 
@@ -39,6 +88,7 @@ impl From<Error> for Failure {
             hint: error.hint().map(str::to_owned),
             error,
             is_told: false,
+            left: None,
         }
     }
 }
@@ -61,31 +111,38 @@ struct ErrorEvent<'a> {
     exit: u8,
     message: String,
     hint: Option<&'a str>,
+    #[serde(flatten)]
+    left: Option<&'a Left>,
 }
 
 /// Tells of a failure in every way that is asked for.
-pub(crate) fn report(failure: &Failure, output: &Output) -> ExitCode {
-    let code = failure.error.code();
-    let messages = messages(&failure.error);
-    if !failure.is_told {
-        for (i, message) in messages.iter().enumerate() {
-            let label = if i == 0 { "error" } else { "caused by" };
-            output.complain(&format!("{label}: {}", units::shown(message)));
-        }
-        if let Some(hint) = &failure.hint {
-            output.complain(&format!("hint: {hint}"));
-        }
-    }
+pub(crate) fn report(mut failure: Failure, output: &Output) -> ExitCode {
+    failure.tell(output);
+    let code = failure.code();
     output.event(
         "error",
         &ErrorEvent {
             code: word(code),
             exit: code.exit_code(),
-            message: messages.join(": "),
+            message: failure.message(),
             hint: failure.hint.as_deref(),
+            left: failure.left.as_ref(),
         },
     );
     ExitCode::from(code.exit_code())
+}
+
+/// Tells of a command line that makes no sense.
+pub(crate) fn report_usage(error: &clap::Error, format: Format) -> ExitCode {
+    let _ = error.print();
+    let text = error.render().to_string();
+    // The first paragraph says what is wrong, the others how it is done right.
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut failure = Failure::with_hint(Error::Usage(message), "see --help");
+    failure.is_told = true;
+    report(failure, &Output::new(format, false, 0))
 }
 
 /// The error and its causes, without those that only repeat what was said.
@@ -103,7 +160,7 @@ fn messages(error: &Error) -> Vec<String> {
 }
 
 /// Stable word of a class of errors.
-fn word(code: ErrorCode) -> &'static str {
+pub(crate) fn word(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Usage => "usage",
         ErrorCode::SourceMissing => "source_missing",

@@ -63,7 +63,7 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
     Ok(())
 }
 
-fn state(row: &CheckpointSummary) -> String {
+pub(crate) fn state(row: &CheckpointSummary) -> String {
     if row.published {
         return "complete".to_owned();
     }
@@ -85,7 +85,7 @@ fn so_far(row: &CheckpointSummary, text: String) -> String {
     }
 }
 
-fn age(unix_seconds: u64) -> String {
+pub(crate) fn age(unix_seconds: u64) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

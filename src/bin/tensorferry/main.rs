@@ -10,12 +10,14 @@ mod entries;
 mod exit;
 mod inspect;
 mod interrupt;
+mod limits;
 mod list;
 mod man;
 mod output;
 mod progress;
 mod push;
 mod serve;
+mod status;
 mod target;
 mod units;
 mod verify;
@@ -34,12 +36,14 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version come this way too, with status 0.
-        Err(error) => {
+        Err(error) if error.exit_code() == 0 => {
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            return ExitCode::SUCCESS;
         }
+        Err(error) => return exit::report_usage(&error, args::format_of(std::env::args_os())),
     };
-    let output = Output::new(cli.global.format(), cli.global.verbose);
+    let global = &cli.global;
+    let output = Output::new(global.format(), global.is_silent(), global.verbose);
     start_log(cli.global.verbose);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
         .and_then(|runtime| runtime.block_on(run(cli.verb, &output)));
     match result.and_then(|()| output.check()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => exit::report(&failure, &output),
+        Err(failure) => exit::report(failure, &output),
     }
 }
 
@@ -57,6 +61,7 @@ async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
         Verb::Serve(args) => Box::pin(serve::run(args, output)).await,
         Verb::Push(args) => Box::pin(push::run(args, output)).await,
         Verb::List(args) => list::run(args, output).await,
+        Verb::Status(args) => status::run(args, output).await,
         Verb::Inspect(args) => inspect::run(args, output).await,
         Verb::Verify(args) => verify::run(args, output).await,
         Verb::Discard(args) => discard::run(args, output).await,

@@ -24,6 +24,7 @@ pub(crate) enum Format {
 #[derive(Debug)]
 pub(crate) struct Output {
     format: Format,
+    is_silent: bool,
     is_logging: bool,
     failure: Mutex<Option<io::Error>>,
 }
@@ -36,9 +37,11 @@ struct Event<'a, T> {
 }
 
 impl Output {
-    pub(crate) fn new(format: Format, verbose: u8) -> Output {
+    /// `is_silent` keeps everything from standard error but failures.
+    pub(crate) fn new(format: Format, is_silent: bool, verbose: u8) -> Output {
         Output {
             format,
+            is_silent,
             is_logging: verbose > 0,
             failure: Mutex::new(None),
         }
@@ -91,9 +94,9 @@ impl Output {
         }
     }
 
-    /// One line of talk; silent when quiet.
+    /// One line of talk, unless silence was asked for.
     pub(crate) fn talk(&self, text: &str) {
-        if !self.is_quiet() {
+        if !self.is_silent {
             self.complain(text);
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     args::PushArgs,
     entries,
-    exit::Failure,
+    exit::{Failure, Left},
     interrupt::Interrupt,
     output::Output,
     progress::Meter,
@@ -98,6 +98,9 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
         Err(error) => {
             if error.is_retryable() && progress.durable_bytes > 0 {
                 output.talk(&safe_words("cut off", &progress, bytes, &target));
+            }
+            if error.is_retryable() {
+                return Err(Failure::leaving(error, left(&progress, bytes)));
             }
             Err(error.into())
         }
@@ -195,11 +198,19 @@ fn tell_stopped(
     target: &Target,
     output: &Output,
 ) -> Failure {
-    let resume =
-        resume_command(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
+    let left = left(progress, total_bytes);
     output.complain(&safe_words("stopped", progress, total_bytes, target));
-    output.complain(&format!("resume with: {resume}"));
-    Failure::interrupted(resume)
+    output.complain(&format!("resume with: {}", left.resume));
+    Failure::interrupted(left)
+}
+
+fn left(progress: &Progress, total_bytes: u64) -> Left {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    Left {
+        durable_bytes: progress.durable_bytes,
+        total_bytes,
+        resume: resume_command(words),
+    }
 }
 
 fn safe_words(what: &str, progress: &Progress, total_bytes: u64, target: &Target) -> String {

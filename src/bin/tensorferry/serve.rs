@@ -1,6 +1,6 @@
 //! `serve`: receives checkpoints into a folder.
 
-use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, output::Output};
+use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, limits, output::Output};
 use serde::Serialize;
 use std::net::SocketAddr;
 use tensorferry::{Error, Server};
@@ -12,6 +12,7 @@ struct ListeningEvent {
 
 pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure> {
     let mut interrupt = Interrupt::listen()?;
+    limits::raise_open_files();
     let address = resolve(&args.listen).await?;
     let mut builder = Server::builder(&args.root)
         .budget_bytes(args.budget)

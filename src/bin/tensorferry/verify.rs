@@ -1,6 +1,11 @@
 //! `verify`: reads landed checkpoints again and compares every byte.
 
-use crate::{args::VerifyArgs, exit::Failure, output::Output, progress, units};
+use crate::{
+    args::VerifyArgs,
+    exit::{self, Failure},
+    output::Output,
+    progress, units,
+};
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -25,28 +30,56 @@ struct VerifiedEvent<'a> {
     seconds: f64,
 }
 
+#[derive(Serialize)]
+struct UnverifiedEvent<'a> {
+    dir: &'a str,
+    code: &'a str,
+    exit: u8,
+    message: String,
+}
+
+/// Looks at every folder, whatever is the matter with those before; the first
+/// failure decides the exit status.
 pub(crate) async fn run(args: VerifyArgs, output: &Output) -> Result<(), Failure> {
-    let mut first_damage = None;
+    let mut first = None;
     for dir in args.dirs {
         let shown = dir.display().to_string();
-        let (report, time) = verify(dir, output).await?;
-        tell(&shown, &report, time, output);
-        if !report.damages.is_empty() && first_damage.is_none() {
-            let why = format!(
-                "{} of {} files are not what the manifest says",
-                report.damages.len(),
-                report.file_count
-            );
-            first_damage = Some(Error::Damaged { name: shown, why });
-        }
+        let mut failure = match verify(dir, output).await {
+            Ok((report, time)) => {
+                tell(&shown, &report, time, output);
+                if report.damages.is_empty() {
+                    continue;
+                }
+                damaged(shown, &report)
+            }
+            Err(failure) => {
+                let (code, message) = (failure.code(), failure.message());
+                let event = UnverifiedEvent {
+                    dir: &shown,
+                    code: exit::word(code),
+                    exit: code.exit_code(),
+                    message,
+                };
+                output.event("unverified", &event);
+                failure
+            }
+        };
+        failure.tell(output);
+        first.get_or_insert(failure);
     }
-    match first_damage {
-        None => Ok(()),
-        Some(error) => Err(Failure::with_hint(
-            error,
-            "push it again into another name or with --overwrite, and check the disk",
-        )),
-    }
+    first.map_or(Ok(()), Err)
+}
+
+fn damaged(dir: String, report: &VerifyReport) -> Failure {
+    let why = format!(
+        "{} of {} files are not what the manifest says",
+        report.damages.len(),
+        report.file_count
+    );
+    Failure::with_hint(
+        Error::Damaged { name: dir, why },
+        "push it again into another name or with --overwrite, and check the disk",
+    )
 }
 
 async fn verify(dir: PathBuf, output: &Output) -> Result<(VerifyReport, Duration), Failure> {
