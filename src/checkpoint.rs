@@ -22,6 +22,34 @@ use std::{
 use verify::check_header;
 
 /// A folder that this program has landed.
+///
+/// ```
+/// use tensorferry::Checkpoint;
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let model = temp.path().join("w.npy");
+/// # let header = tensorferry::format::npy::encode_header("|u1", false, &[1 << 20]);
+/// # std::fs::write(&model, [header, vec![7; 1 << 20]].concat())?;
+/// # let folder = temp.path().join("landed");
+/// # let embedded = tensorferry::Embedded::start(&folder, 64 << 20).await?;
+/// # let source = tensorferry::SourceSet::open(&[model], &Default::default())?;
+/// # embedded.push(source, Default::default())?.await?;
+/// # embedded.stop().await?;
+/// let checkpoint = Checkpoint::open(&folder)?;
+/// for tensor in checkpoint.tensors() {
+///     println!("{} {} {:?} in {}", tensor.name, tensor.dtype, tensor.shape, tensor.file);
+/// }
+/// let w = checkpoint.tensor("w")?.expect("it was pushed");
+/// assert!(w.as_slice::<u8>()?.iter().all(|&value| value == 7));
+/// assert!(checkpoint.tensor("v")?.is_none());
+///
+/// let report = checkpoint.verify(|_bytes_read| {})?;
+/// assert!(report.damages.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: Catalog,

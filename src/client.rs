@@ -38,6 +38,35 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// A server, by address. Connections are made when they are needed.
+///
+/// ```
+/// use tensorferry::{Client, ErrorCode, PushOptions, SourceSet};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let model = temp.path().join("w.npy");
+/// # let header = tensorferry::format::npy::encode_header("|u1", false, &[1 << 20]);
+/// # std::fs::write(&model, [header, vec![7; 1 << 20]].concat())?;
+/// # let server = tensorferry::Server::builder(temp.path().join("root"));
+/// # let server = server.bind(([127, 0, 0, 1], 0).into()).await?;
+/// # let address = server.local_addr().to_string();
+/// # tokio::spawn(server.serve(std::future::pending()));
+/// let client = Client::new(&address)?;
+/// let name = "runs/7".parse()?;
+/// let unknown = client.status(&name).await.unwrap_err();
+/// assert_eq!(unknown.code(), ErrorCode::SourceMissing);
+///
+/// let source = SourceSet::open(&[model], &Default::default())?;
+/// let report = client.push(source, &name, PushOptions::default()).await?;
+/// assert_eq!((report.bytes, report.resumed_bytes), (1 << 20, 0));
+///
+/// assert!(client.status(&name).await?.published);
+/// let rows = client.list("runs/").await?;
+/// assert!(rows.iter().any(|row| row.name == "runs/7" && row.total_bytes == 1 << 20));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: Endpoint,
@@ -102,8 +131,12 @@ impl Client {
         &self.authority
     }
 
-    /// Pushes a checkpoint under a name, reconnecting as long as that helps.
-    /// Needs a tokio runtime.
+    /// Pushes a checkpoint under a name, reconnecting as long as that helps. It
+    /// begins at once, in a task of its own.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, as `tokio::spawn` does; there
+    /// [`blocking::Client`](crate::blocking::Client) is the right one.
     pub fn push(
         &self,
         source: impl Into<Arc<SourceSet>>,

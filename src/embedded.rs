@@ -16,7 +16,30 @@ use tokio::{sync::oneshot, task::JoinHandle};
 const WIRE_NAME: &str = "local";
 
 /// A server inside this process that receives one folder.
+///
+/// ```
+/// use tensorferry::{BUDGET_BYTES_DEFAULT, Checkpoint, Embedded, PushOptions, SourceSet};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let model = temp.path().join("w.npy");
+/// # let header = tensorferry::format::npy::encode_header("|u1", false, &[1 << 20]);
+/// # std::fs::write(&model, [header, vec![7; 1 << 20]].concat())?;
+/// let folder = temp.path().join("landed");
+/// // Both roles are in this process and share its memory.
+/// let embedded = Embedded::start(&folder, BUDGET_BYTES_DEFAULT / 2).await?;
+/// let source = SourceSet::open(&[model], &Default::default())?;
+/// let report = embedded.push(source, PushOptions::default())?.await?;
+/// embedded.stop().await?;
+///
+/// let landed = Checkpoint::open(&folder)?;
+/// assert_eq!(landed.total_bytes(), report.bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
+#[must_use = "it stops when it is dropped"]
 pub struct Embedded {
     parent: PathBuf,
     folder: String,
@@ -31,7 +54,8 @@ impl Embedded {
     ///
     /// # Errors
     /// The parent cannot be used, or `folder` has no name of its own.
-    pub async fn start(folder: &Path, budget_bytes: u64) -> Result<Embedded, Error> {
+    pub async fn start(folder: impl AsRef<Path>, budget_bytes: u64) -> Result<Embedded, Error> {
+        let folder = folder.as_ref();
         let absolute = std::path::absolute(folder)
             .map_err(|e| Error::Usage(format!("{}: {e}", folder.display())))?;
         let name = absolute.file_name().and_then(|n| n.to_str());

@@ -6,24 +6,45 @@
 //!
 //! A server and a push in one process:
 //!
-//! ```no_run
-//! use std::{path::PathBuf, sync::Arc};
-//! use tensorferry::{Checkpoint, Client, Error, PushOptions, Server, source::SourceSet};
+//! ```
+//! use tensorferry::{Checkpoint, Client, PushOptions, Server, SourceSet};
 //!
-//! # async fn example() -> Result<(), Error> {
-//! let server = Server::builder("/data").bind(([127, 0, 0, 1], 0).into()).await?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let temp = tempfile::tempdir()?;
+//! # let (model, root) = (temp.path().join("model"), temp.path().join("data"));
+//! # std::fs::create_dir(&model)?;
+//! # let header = tensorferry::format::npy::encode_header("<f4", false, &[2]);
+//! # let values = [1.5f32, -2.0].map(f32::to_le_bytes).concat();
+//! # std::fs::write(model.join("norm.weight.npy"), [header, values].concat())?;
+//! let server = Server::builder(&root).bind(([127, 0, 0, 1], 0).into()).await?;
 //! let client = Client::new(&server.local_addr().to_string())?;
 //! tokio::spawn(server.serve(std::future::pending()));
 //!
-//! let source = SourceSet::open(&[PathBuf::from("model")], &Default::default())?;
-//! let report = client.push(Arc::new(source), &"run7".parse()?, PushOptions::default()).await?;
-//! println!("{} bytes, {} of them resumed", report.bytes, report.resumed_bytes);
+//! let source = SourceSet::open(&[model], &Default::default())?;
+//! let report = client.push(source, &"run7".parse()?, PushOptions::default()).await?;
+//! assert_eq!((report.tensor_count, report.bytes), (1, 8));
 //!
-//! let landed = Checkpoint::open("/data/run7")?;
-//! println!("{} tensors", landed.tensors().len());
+//! let landed = Checkpoint::open(root.join("run7"))?;
+//! let weight = landed.tensor("norm.weight")?.expect("it was pushed");
+//! assert_eq!(weight.as_slice::<f32>()?, [1.5, -2.0]);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! | to | use |
+//! |---|---|
+//! | open what is to be sent | [`SourceSet`] |
+//! | send it, ask a server | [`Client`], [`PushOptions`], [`Transfer`] |
+//! | send what is still being produced | [`Client::push_open`], [`OpenPush`] |
+//! | receive | [`Server`] |
+//! | convert into a folder of this machine | [`Embedded`] |
+//! | read what landed | [`Checkpoint`], [`list_folder`], [`status_folder`] |
+//! | do the same without `async` | [`blocking`] |
+//!
+//! What is needed for that stands here at the root. The modules [`format`],
+//! [`plan`], [`protocol`] and [`wire`] are the engine itself, open to tests,
+//! measurements and other programs that speak the protocol; they change more often.
 //!
 //! The modules are floors; imports run downwards only (see ARCHITECTURE.md).
 
@@ -51,9 +72,13 @@ pub use checkpoint::{
 pub use client::{CheckpointStatus, CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
+pub use format::{Dtype, codec::CodecChoice};
 pub use open_push::OpenPush;
 pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
+pub use plan::CheckpointName;
+pub use protocol::{CommitMode, Durability, Layout, Reason};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage};
+pub use source::{SourceError, SourceOptions, SourceSet};
 pub use store::WriteMode;
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

@@ -25,6 +25,16 @@ pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How a checkpoint is pushed.
+///
+/// ```
+/// use tensorferry::{CommitMode, PushOptions};
+///
+/// let mut options = PushOptions::default();
+/// options.commit_mode = CommitMode::Strict;
+/// options.chunk_len = Some(256 << 10);
+/// options.overwrite = true;
+/// assert_eq!(options.budget_bytes, 128 << 20);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PushOptions {

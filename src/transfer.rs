@@ -41,7 +41,45 @@ pub struct TransferReport {
 
 /// A push under way. Await it for its report; dropping it stops the push, and the
 /// same call made again goes on from the bytes that are durable by then.
+///
+/// ```
+/// use std::time::Duration;
+/// use tensorferry::{Client, PushOptions, SourceSet};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let model = temp.path().join("w.npy");
+/// # let header = tensorferry::format::npy::encode_header("|u1", false, &[1 << 20]);
+/// # std::fs::write(&model, [header, vec![7; 1 << 20]].concat())?;
+/// # let server = tensorferry::Server::builder(temp.path().join("root"));
+/// # let server = server.bind(([127, 0, 0, 1], 0).into()).await?;
+/// # let address = server.local_addr().to_string();
+/// # tokio::spawn(server.serve(std::future::pending()));
+/// let (client, name) = (Client::new(&address)?, "run7".parse()?);
+/// let source = std::sync::Arc::new(SourceSet::open(&[model], &Default::default())?);
+///
+/// // Dropped at once: it stops wherever it is.
+/// drop(client.push(source.clone(), &name, PushOptions::default()));
+///
+/// // Watched from another task while it is awaited here.
+/// let transfer = client.push(source, &name, PushOptions::default());
+/// let watcher = transfer.watcher();
+/// let watching = tokio::spawn(async move {
+///     while watcher.progress().stage != tensorferry::Stage::Done {
+///         tokio::time::sleep(Duration::from_millis(1)).await;
+///     }
+///     watcher.progress()
+/// });
+/// let report = transfer.await?;
+/// let last = watching.await?;
+/// assert_eq!((last.durable_bytes, last.total_bytes), (report.bytes, report.bytes));
+/// assert_eq!(report.wire_bytes + report.resumed_bytes, report.bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
+#[must_use = "a push stops when its transfer is dropped"]
 pub struct Transfer {
     task: Task<Result<TransferReport, Error>>,
     pub(crate) progress: Arc<ProgressCell>,

@@ -18,7 +18,8 @@ const SERVICE_DIR: &str = ".tensorferry";
 ///
 /// # Errors
 /// [`SourceError::NotFound`](crate::source::SourceError::NotFound) when there is no such folder, [`Error::Store`].
-pub fn list_folder(root: &Path) -> Result<Vec<CheckpointSummary>, Error> {
+pub fn list_folder(root: impl AsRef<Path>) -> Result<Vec<CheckpointSummary>, Error> {
+    let root = root.as_ref();
     let catalog = open_existing(root)?;
     let published = |name: String, manifest: &Manifest, modified_unix_seconds| CheckpointSummary {
         name,
@@ -54,7 +55,8 @@ pub fn list_folder(root: &Path) -> Result<Vec<CheckpointSummary>, Error> {
 /// # Errors
 /// [`SourceError::NotFound`](crate::source::SourceError::NotFound) when there is neither, [`Error::Usage`] when
 /// that names no folder, [`Error::Store`].
-pub fn status_folder(folder: &Path) -> Result<CheckpointStatus, Error> {
+pub fn status_folder(folder: impl AsRef<Path>) -> Result<CheckpointStatus, Error> {
+    let folder = folder.as_ref();
     let (parent, name) = place(folder)?;
     let catalog = open_existing(&parent).map_err(|error| match error {
         Error::Source(_) => not_found(folder.to_owned()),
@@ -77,8 +79,8 @@ pub fn status_folder(folder: &Path) -> Result<CheckpointStatus, Error> {
 /// # Errors
 /// [`Error::Usage`] when that names no folder, [`Error::Store`] when the push is
 /// running or cannot be removed.
-pub fn discard_folder(folder: &Path) -> Result<Option<u64>, Error> {
-    let (parent, name) = place(folder)?;
+pub fn discard_folder(folder: impl AsRef<Path>) -> Result<Option<u64>, Error> {
+    let (parent, name) = place(folder.as_ref())?;
     if !parent.join(SERVICE_DIR).is_dir() {
         return Ok(None);
     }

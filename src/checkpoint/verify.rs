@@ -15,6 +15,7 @@ const READ_BYTES: usize = 1 << 20;
 /// What [`Checkpoint::verify`] found.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[must_use = "damage is in the report, not an error"]
 pub struct VerifyReport {
     /// Files looked at.
     pub file_count: u64,

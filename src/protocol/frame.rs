@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 /// How often written bytes become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum CommitMode {
     /// Every 8 MiB.
     Strict,
@@ -20,6 +21,7 @@ pub enum CommitMode {
 
 /// What `durable` means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Durability {
     /// Survives loss of power.
     Disk,
@@ -39,6 +41,7 @@ impl Durability {
 
 /// File names on the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Layout {
     /// Safe form of the tensor's name.
     #[default]

@@ -32,6 +32,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settings of a server that does not listen yet.
 #[derive(Clone, Debug)]
+#[must_use = "nothing listens before it is bound"]
 pub struct ServerBuilder {
     root: PathBuf,
     chunk_len: u32,
@@ -42,7 +43,28 @@ pub struct ServerBuilder {
 }
 
 /// A server that listens.
+///
+/// ```
+/// use tensorferry::{Client, Server};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let root = tempfile::tempdir()?;
+/// let server = Server::builder(root.path()).bind(([127, 0, 0, 1], 0).into()).await?;
+/// let client = Client::new(&server.local_addr().to_string())?;
+/// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+/// let serving = tokio::spawn(server.serve(async { stopped.await.unwrap_or_default() }));
+///
+/// assert!(client.list("").await?.is_empty());
+/// // Sessions under way make durable what they have before it ends.
+/// let _ = stop.send(());
+/// serving.await??;
+/// assert!(client.list("").await.is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
+#[must_use = "it listens, and serves once `serve` is awaited"]
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 /// What to take from a source.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SourceOptions {
     /// Take the other files of a folder along as blobs.
     pub include_files: bool,
@@ -46,6 +47,23 @@ impl Default for SourceOptions {
 }
 
 /// An opened checkpoint: headers are read, tensor bytes are not.
+///
+/// ```
+/// use tensorferry::{Dtype, SourceSet, format::npy};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let dir = tempfile::tempdir()?;
+/// let header = npy::encode_header("<f4", false, &[2, 3]);
+/// std::fs::write(dir.path().join("w.npy"), [header, vec![0; 24]].concat())?;
+/// std::fs::write(dir.path().join("config.json"), "{}")?;
+///
+/// let source = SourceSet::open(&[dir.path()], &Default::default())?;
+/// assert_eq!((source.format(), source.total_bytes()), ("npy", 26));
+/// let tensor = &source.entries()[0].header;
+/// assert_eq!((tensor.dtype(), &tensor.shape[..]), (Some(Dtype::F32), &[2, 3][..]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SourceSet {
     format: &'static str,
@@ -59,6 +77,7 @@ pub struct SourceSet {
 
 /// A tensor or side file and where its bytes are.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SourceEntry {
     /// Name, type and shape.
     pub header: EntryHeader,
@@ -91,6 +110,7 @@ pub(crate) struct Piece {
 
 /// Something in the source that is not part of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Skipped {
     /// Tensor or file.
     pub name: String,

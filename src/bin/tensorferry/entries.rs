@@ -51,7 +51,9 @@ pub(crate) async fn open(
     include_files: bool,
 ) -> Result<Arc<SourceSet>, Failure> {
     let opened = tokio::task::spawn_blocking(move || {
-        SourceSet::open(&paths, &SourceOptions { include_files })
+        let mut options = SourceOptions::default();
+        options.include_files = include_files;
+        SourceSet::open(&paths, &options)
     })
     .await;
     let source = opened.map_err(|e| Error::Bug(e.to_string()))??;
@@ -109,8 +111,8 @@ pub(crate) fn show(source: &SourceSet, layout: Option<Layout>, output: &Output) 
         let header = &entry.header;
         let file = layout.map(|layout| match (header.kind, layout) {
             (EntryKind::Blob, _) => names.blob(&header.name),
-            (EntryKind::Tensor { .. }, Layout::Named) => names.tensor(&header.name),
             (EntryKind::Tensor { .. }, Layout::Indexed) => names.indexed(index as u64),
+            (EntryKind::Tensor { .. }, _) => names.tensor(&header.name),
         });
         Row {
             name: &header.name,

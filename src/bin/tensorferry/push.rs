@@ -181,7 +181,7 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
     }
     let durability = match report.durability {
         Durability::Disk => "safe from power loss",
-        Durability::Process => "not safe from power loss",
+        _ => "not safe from power loss",
     };
     output.human(&format!(
         "pushed {what} to {place} in {} ({}): sent {}, resumed {}, {durability}",
