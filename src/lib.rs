@@ -42,7 +42,7 @@
 //! | read what landed | [`Checkpoint`], [`list_folder`], [`status_folder`] |
 //! | do the same without `async` | [`blocking`] |
 //!
-//! What is needed for that stands here at the root. The modules [`format`],
+//! What is needed for that stands here at the root. The modules [`mod@format`],
 //! [`plan`], [`protocol`] and [`wire`] are the engine itself, open to tests,
 //! measurements and other programs that speak the protocol; they change more often.
 //!

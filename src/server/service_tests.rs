@@ -220,8 +220,10 @@ async fn a_panic_in_a_session_ends_that_session_and_nothing_else() {
     // The other session was not disturbed, and the server takes the same name.
     bystander.announce().await;
     let source = write_source(temp.path());
-    let mut options = PushOptions::default();
-    options.restart = true;
+    let options = PushOptions {
+        restart: true,
+        ..PushOptions::default()
+    };
     let pushing = client.push(source, &"victim".parse().unwrap(), options);
     let report = timeout(HANG, pushing.into_future()).await.unwrap().unwrap();
     assert_eq!(report.wire_bytes, 3 * CELL as u64);

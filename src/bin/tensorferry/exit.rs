@@ -16,7 +16,7 @@ pub(crate) struct Failure {
     /// People have been told already.
     is_told: bool,
     /// What an unfinished push leaves behind.
-    left: Option<Left>,
+    left: Option<Box<Left>>,
 }
 
 /// How far an unfinished push came, and how it goes on.
@@ -45,14 +45,14 @@ impl Failure {
             error: Error::Interrupted,
             hint: Some(format!("resume with: {}", left.resume)),
             is_told: true,
-            left: Some(left),
+            left: Some(Box::new(left)),
         }
     }
 
     /// A push that the same command takes up again.
     pub(crate) fn leaving(error: Error, left: Left) -> Failure {
         Failure {
-            left: Some(left),
+            left: Some(Box::new(left)),
             ..Failure::from(error)
         }
     }
@@ -126,7 +126,7 @@ pub(crate) fn report(mut failure: Failure, output: &Output) -> ExitCode {
             exit: code.exit_code(),
             message: failure.message(),
             hint: failure.hint.as_deref(),
-            left: failure.left.as_ref(),
+            left: failure.left.as_deref(),
         },
     );
     ExitCode::from(code.exit_code())
