@@ -592,14 +592,14 @@ fn stalled_push(dir: &Path, dest: &str) -> (Child, BufReader<std::process::Child
         .spawn()
         .unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    loop {
+    let mut has_durable = false;
+    while !has_durable {
         let mut line = String::new();
         assert!(stdout.read_line(&mut line).unwrap() > 0, "it ended early");
         let event: Value = serde_json::from_str(&line).unwrap();
-        if event["event"] == "progress" && event["durable_bytes"] != 0 {
-            return (child, stdout);
-        }
+        has_durable = event["event"] == "progress" && event["durable_bytes"] != 0;
     }
+    (child, stdout)
 }
 
 fn interrupt(child: &Child) {
