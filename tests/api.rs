@@ -1,7 +1,5 @@
 //! Promises of the library's types that no call shows.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use std::error::Error as _;
 use tensorferry::{
     Canceller, Checkpoint, CheckpointInfo, CheckpointName, CheckpointStatus, CheckpointSummary,

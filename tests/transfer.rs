@@ -9,13 +9,14 @@ use common::{
     HANG, TestServer,
     product::{name, open_source},
     relay::{self, Then},
+    silent,
 };
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tensorferry::{
-    Client, ErrorCode, Progress, PushOptions, Stage, blocking, format::npy::encode_header,
+    Client, ErrorCode, Progress, PushOptions, Stage, Watcher, blocking, format::npy::encode_header,
 };
 
 const SOURCE_BYTES: usize = 12 << 20;
@@ -29,6 +30,25 @@ fn make_source(dir: &Path) -> PathBuf {
     let bytes = common::noise("w", SOURCE_BYTES);
     std::fs::write(source.join("w.npy"), [header, bytes].concat()).unwrap();
     source
+}
+
+/// The same bytes as thousands of tensors: they are announced in several frames.
+fn make_many(dir: &Path) -> PathBuf {
+    const TENSOR_LEN: usize = 4096;
+    let rows = (0..SOURCE_BYTES / TENSOR_LEN).map(|i| {
+        let at = i * TENSOR_LEN;
+        let end = at + TENSOR_LEN;
+        format!(r#""t{i}":{{"dtype":"U8","shape":[{TENSOR_LEN}],"data_offsets":[{at},{end}]}}"#)
+    });
+    let header = format!("{{{}}}", rows.collect::<Vec<_>>().join(","));
+    let parts = [
+        (header.len() as u64).to_le_bytes().to_vec(),
+        header.into_bytes(),
+        common::noise("w", SOURCE_BYTES),
+    ];
+    let path = dir.join("many.safetensors");
+    std::fs::write(&path, parts.concat()).unwrap();
+    path
 }
 
 fn landed(root: &Path) -> Vec<u8> {
@@ -121,10 +141,49 @@ fn a_dropped_push_without_async_ends_its_session_too() {
     serving.stop().unwrap();
 }
 
+/// A receiver that says nothing cannot end the push: only its own side can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_push_lets_go_of_its_connection() {
+    let temp = tempfile::tempdir().unwrap();
+    let source = open_source(&make_source(temp.path()));
+    for is_blocking in [false, true] {
+        let (address, mut gone) = silent::start().await;
+        let (address, source) = (address.to_string(), source.clone());
+        let sent = |watcher: Watcher| {
+            let begun = Instant::now();
+            while watcher.progress().wire_bytes == 0 {
+                assert!(begun.elapsed() < HANG, "{:?}", watcher.progress());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        if is_blocking {
+            let pushing = std::thread::spawn(move || {
+                let client = blocking::Client::new(&address).unwrap();
+                let pushed = client.push(source, &name("model"), PushOptions::default());
+                let transfer = pushed.unwrap();
+                sent(transfer.watcher());
+                drop(transfer);
+            });
+            pushing.join().unwrap();
+        } else {
+            let client = Client::new(&address).unwrap();
+            let transfer = client.push(source, &name("model"), PushOptions::default());
+            let watcher = transfer.watcher();
+            tokio::task::spawn_blocking(move || sent(watcher))
+                .await
+                .unwrap();
+            assert!(!*gone.borrow());
+            drop(transfer);
+        }
+        let ended = tokio::time::timeout(HANG, gone.wait_for(|gone| *gone));
+        ended.await.expect("the connection is held").unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_count_goes_back_while_a_push_runs_and_reconnects() {
     let temp = tempfile::tempdir().unwrap();
-    let source = make_source(temp.path());
+    let source = make_many(temp.path());
     let server = TestServer::start(&temp.path().join("root")).await;
     let relay = relay::start(server.address, FIRST_BYTES, Then::Cut);
     let client = Client::new(&relay.to_string()).unwrap();

@@ -14,6 +14,7 @@ pub(crate) mod product;
 pub(crate) mod raw;
 pub(crate) mod relay;
 mod session;
+pub(crate) mod silent;
 
 pub(crate) use frames::*;
 pub(crate) use session::Session;
