@@ -83,8 +83,8 @@ impl OpenPush {
 
     /// Whether the push has ended already, which without `finish` means that it failed:
     /// producing more is of no use. [`OpenPush::finish`] tells why.
-    pub fn has_ended(&self) -> bool {
-        self.transfer.has_ended()
+    pub fn is_finished(&self) -> bool {
+        self.transfer.is_finished()
     }
 
     /// Nothing more will be added: await the transfer until it is published.

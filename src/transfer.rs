@@ -115,11 +115,6 @@ impl Transfer {
         let _ = self.cancel.send(true);
     }
 
-    /// Whether it has succeeded or failed already.
-    pub fn has_ended(&self) -> bool {
-        self.task.0.is_finished()
-    }
-
     /// A handle that can cancel from elsewhere.
     pub fn canceller(&self) -> Canceller {
         Canceller {

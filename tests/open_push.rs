@@ -41,7 +41,7 @@ async fn settled(push: &OpenPush, bytes: u64) {
     let watcher = push.watcher();
     tokio::time::timeout(HANG, async {
         while watcher.progress().settled_bytes < bytes {
-            assert!(!push.has_ended());
+            assert!(!push.is_finished());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     })
@@ -161,7 +161,7 @@ async fn a_push_that_failed_says_so_before_the_end() {
     begin(&server, "first").finish().await.unwrap();
     let push = begin(&server, "second");
     tokio::time::timeout(HANG, async {
-        while !push.has_ended() {
+        while !push.is_finished() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     })
