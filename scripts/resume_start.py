@@ -2,7 +2,7 @@
 """Measures how soon a resumed push moves bytes again, and what it reads for that.
 
 A checkpoint is pushed through the judging relay, and the client killed once 90 % of the bytes are
-through; what the server's list then calls durable is where every round starts.
+through; what the server's list then calls durable is where the rounds start.
 
 - Start: from exec of the push to the first chunk at the relay; then the client is killed again, so
   that the next round finds (nearly) the same. The median counts. That no chunk was one that the
@@ -118,7 +118,8 @@ def measure(figure: Figure) -> None:
             times.append(resume.until(chunks=1) * 1000)
             print(f"round {number}: {durable / total:.1%} durable, first chunk after {times[-1]:.0f} ms", flush=True)
             durable = resume.durable()
-        figure.judge("exec of a resumed push to its first chunk, median", figures.median(times), "<=", GOAL_MS, " ms", 0)
+        middle = figures.median(times)
+        figure.judge("exec of a resumed push to its first chunk, median", middle, "<=", GOAL_MS, " ms", 0)
         if relay.violations:
             figure.invalid(f"the relay saw {relay.violations} broken promises: {relay.report()}")
     with harness.Server(args.binary, root, harness.free_port()) as server:
@@ -130,7 +131,8 @@ def measure(figure: Figure) -> None:
         figure.invalid("the source was not read by calls that can be counted")
     more = (read - missing) / MIB
     figure.judge("read from the source beyond what was missing", more, "<=", HEADERS_BYTES / MIB, " MiB", 3)
-    figure.judge("read from the source, of all its bytes", read / total, "<=", 1 - DURABLE + HEADERS_BYTES / total, "", 4)
+    most = 1 - DURABLE + HEADERS_BYTES / total
+    figure.judge("read from the source, of all its bytes", read / total, "<=", most, digits=4)
 
 
 def source_reads(figure: Figure, source: Path, port: int, push: list[str]) -> tuple[int, int]:
