@@ -24,6 +24,10 @@ pub fn combine(a: u32, b: u32, b_len: u64) -> u32 {
     if b_len == 0 {
         return a;
     }
+    // The sum of nothing, so a tensor of one cell; the general way takes 10 microseconds.
+    if a == 0 {
+        return b;
+    }
     crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, u64::from(a), u64::from(b), b_len) as u32
 }
 

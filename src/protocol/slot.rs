@@ -49,6 +49,11 @@ impl Placement {
         self.ticket.raw_len
     }
 
+    /// The cell is the entry.
+    pub fn is_whole(&self) -> bool {
+        self.ticket.offset == 0 && u64::from(self.ticket.raw_len) == self.slot.header.byte_len
+    }
+
     /// The bytes are in the file (not yet durable).
     pub fn into_written(self) -> Written {
         Written {

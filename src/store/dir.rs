@@ -109,6 +109,20 @@ impl Dir {
         Ok(File::from(fd))
     }
 
+    /// As [`Dir::create`], in the place of a file that is worth nothing: one that an
+    /// earlier session left without a record.
+    pub(crate) fn create_anew(&self, name: &str) -> Result<File, StoreError> {
+        match self.create(name) {
+            Err(StoreError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                self.remove_file(name)?;
+                self.create(name)
+            }
+            other => other,
+        }
+    }
+
     /// Opens a regular file with one name.
     pub(crate) fn open(&self, name: &str, write: bool) -> Result<File, StoreError> {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -175,7 +189,14 @@ impl Dir {
             if name == "." || name == ".." {
                 continue;
             }
-            out.push((name.to_owned(), self.node(name)?));
+            let node = match entry.file_type() {
+                fs::FileType::RegularFile => Node::File,
+                fs::FileType::Directory => Node::Dir,
+                // Not every file system tells.
+                fs::FileType::Unknown => self.node(name)?,
+                _ => Node::Other,
+            };
+            out.push((name.to_owned(), node));
         }
         out.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(out)

@@ -15,7 +15,7 @@ use rustix::{fs::FallocateFlags, io::Errno};
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io,
+    io::{self, IoSlice, Write as _},
     os::{fd::AsFd, unix::fs::FileExt},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -173,6 +173,14 @@ impl Files {
         placement: &Placement,
         parts: impl IntoIterator<Item = &'a Bytes>,
     ) -> Result<(), StoreError> {
+        if placement.is_whole() && !placement.is_recorded() && self.claim(placement.slot())? {
+            let parts: Vec<&Bytes> = parts.into_iter().collect();
+            self.write_whole(placement.slot(), &parts)?;
+            self.written_bytes
+                .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
+            self.close_if_many(placement.slot().number);
+            return Ok(());
+        }
         let file = self.file(placement.slot(), placement.is_recorded())?;
         let at = file.prefix_len + placement.offset();
         file.allocate(at + u64::from(placement.raw_len()))?;
@@ -184,6 +192,54 @@ impl Files {
         self.written_bytes
             .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
         self.close_if_many(placement.slot().number);
+        Ok(())
+    }
+
+    /// Whether the file was not made in this session before; from now on it counts as made.
+    fn claim(&self, slot: &SlotFile) -> Result<bool, StoreError> {
+        let folder = folder_of(&slot.file);
+        let mut open = lock(&self.open);
+        if !open.made.insert(slot.number) {
+            return Ok(false);
+        }
+        if !open.folders.contains(folder) {
+            self.data.make_all(folder, false)?;
+            open.folders.insert(folder.to_owned());
+        }
+        Ok(true)
+    }
+
+    /// Makes the file of an entry of one cell with all that is in it: a call or two
+    /// instead of five, which counts when there are thousands. Outside the lock, because
+    /// one placement for its cell exists and a group names the entry after that is used.
+    fn write_whole(&self, slot: &SlotFile, parts: &[&Bytes]) -> Result<(), StoreError> {
+        let prefix = file_prefix(&slot.header);
+        let file = self.data.create_anew(&slot.file)?;
+        let mut slices = Vec::with_capacity(parts.len() + 1);
+        slices.push(IoSlice::new(&prefix));
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        let path = self.data.shown(&slot.file);
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            match (&file).write_vectored(rest) {
+                Ok(0) => {
+                    return Err(io::Error::from(io::ErrorKind::WriteZero)).context("write", &path);
+                }
+                Ok(n) => IoSlice::advance_slices(&mut rest, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).context("write", &path),
+            }
+        }
+        let file_len = prefix.len() as u64 + slot.header.byte_len;
+        let file = Arc::new(OpenFile {
+            file,
+            path,
+            prefix_len: prefix.len() as u64,
+            file_len,
+            allocated: Mutex::new(file_len),
+        });
+        lock(&self.new_names).insert(folder_of(&slot.file).to_owned());
+        lock(&self.open).by_number.insert(slot.number, file);
         Ok(())
     }
 
@@ -271,7 +327,7 @@ impl Files {
         let file = if recorded || open.made.contains(&slot.number) {
             self.data.open(&slot.file, true)?
         } else {
-            let folder = slot.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let folder = folder_of(&slot.file);
             if !open.folders.contains(folder) {
                 self.data.make_all(folder, false)?;
                 open.folders.insert(folder.to_owned());
@@ -292,10 +348,8 @@ impl Files {
     }
 
     fn make(&self, slot: &SlotFile, prefix: &[u8], file_len: u64) -> Result<File, StoreError> {
-        let folder = slot.file.rsplit_once('/').map_or("", |(folder, _)| folder);
-        // What an earlier session left without a record is worth nothing.
-        self.data.remove_file(&slot.file)?;
-        let file = self.data.create(&slot.file)?;
+        let folder = folder_of(&slot.file);
+        let file = self.data.create_anew(&slot.file)?;
         let shown = self.data.shown(&slot.file);
         file.set_len(file_len)
             .context("set the length of", &shown)?;
@@ -348,6 +402,10 @@ pub(crate) fn read_exact_at_most(file: &File, buf: &mut [u8], offset: u64) -> io
         }
     }
     Ok(done)
+}
+
+fn folder_of(file: &str) -> &str {
+    file.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -17,6 +17,8 @@ use crate::{
 use bytes::Bytes;
 use std::{sync::Arc, time::Instant};
 
+/// Raw bytes of small chunks that go through the workers together.
+const JOB_BYTES: usize = 64 << 10;
 /// What a zero cell is written from.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
@@ -42,33 +44,62 @@ impl Pending {
     }
 }
 
-/// Hands the chunks of one frame to the workers.
+/// Hands the chunks of one frame to the workers. Passing a job from thread to thread
+/// costs as much as writing a small file, so small chunks go together.
 pub(super) fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut rope: Rope) {
+    let mut job = Vec::new();
+    let mut job_bytes = 0;
     for chunk in pending {
         let encoded = rope.split_to(chunk.encoded_len);
         let Some(ticket) = chunk.ticket else { continue };
-        let (codec, reserved) = (chunk.codec, chunk.reserved);
-        session.job(on_cpu, move |session| {
-            verify(session, ticket, codec, encoded, reserved)
-        });
+        job_bytes += ticket.raw_len as usize;
+        job.push((ticket, chunk.codec, encoded, chunk.reserved));
+        if job_bytes >= JOB_BYTES {
+            spawn_verify(session, std::mem::take(&mut job));
+            job_bytes = 0;
+        }
+    }
+    if !job.is_empty() {
+        spawn_verify(session, job);
     }
 }
 
-/// On a CPU worker: raw bytes and their checksum; then on to the disk.
+type Arrived = (Ticket, Codec, Rope, Arc<Reserved>);
+
+fn spawn_verify(session: &Arc<Session>, job: Vec<Arrived>) {
+    session.job(on_cpu, move |session| {
+        let mut placed = Vec::with_capacity(job.len());
+        for (ticket, codec, encoded, reserved) in job {
+            if let Some((placement, raw)) = verify(session, ticket, codec, encoded) {
+                placed.push((placement, raw, reserved));
+            }
+        }
+        if placed.is_empty() {
+            return;
+        }
+        session.job(on_io, move |session| {
+            for (placement, raw, reserved) in placed {
+                place(session, placement, raw, reserved);
+            }
+        });
+    });
+}
+
+/// On a CPU worker: raw bytes, their checksum, and the right to write them.
 fn verify(
-    session: &Arc<Session>,
+    session: &Session,
     ticket: Ticket,
     codec: Codec,
     encoded: Rope,
-    reserved: Arc<Reserved>,
-) {
+) -> Option<(Placement, Rope)> {
     let raw = match decode(codec, encoded, ticket.raw_len as usize) {
         Ok(raw) => raw,
         Err(error) => {
-            return session.fail(ProtocolError::new(
+            session.fail(ProtocolError::new(
                 Reason::BadCompression,
                 error.to_string(),
             ));
+            return None;
         }
     };
     let found = checksum::crc32c_of_parts(raw.parts().map(|p| &p[..]));
@@ -76,14 +107,10 @@ fn verify(
         if let Err(error) = session.core().reject(ticket, found) {
             session.fail(error);
         }
-        return;
+        return None;
     }
-    let Some(placement) = session.core().grant(ticket) else {
-        return;
-    };
-    session.job(on_io, move |session| {
-        place(session, placement, raw, reserved)
-    });
+    let placement = session.core().grant(ticket)?;
+    Some((placement, raw))
 }
 
 /// On an I/O thread: the only write of this cell.
