@@ -54,6 +54,12 @@ mod client;
 mod embedded;
 mod error;
 pub mod format;
+#[cfg(any(test, feature = "__internals"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(feature = "__internals")]
+#[doc(hidden)]
+pub mod internals;
 mod open_push;
 mod options;
 pub mod plan;

@@ -38,7 +38,7 @@ impl Grid {
     }
 
     /// A grid without the limits, for simulation.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn tiny(chunk_len: u32) -> Self {
         Grid { chunk_len }
     }

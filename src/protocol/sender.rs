@@ -278,10 +278,13 @@ impl Sender {
         entry.held.union_with(&wanted.held);
         entry.answered = wanted.last;
         let has_work = entry.has_work();
-        let mut at_start = RangeSet::new();
+        let (mut at_start, mut fresh) = (RangeSet::new(), RangeSet::new());
         if wanted.last {
             at_start = entry.asked.missing_below(entry.cell_count);
-            entry.durable.union_with(&at_start);
+            fresh = at_start.clone();
+            // A Durable that came before its Wanted has counted already.
+            fresh.subtract(&entry.durable);
+            entry.durable.union_with(&fresh);
             self.unanswered_count -= 1;
         }
         self.open_cells += wanted.wanted.count() + wanted.held.count();
@@ -289,7 +292,7 @@ impl Sender {
             self.ready.push_back(wanted.entry);
         }
         let bytes = self.bytes_of(wanted.entry, &at_start);
-        self.progress.durable_bytes += bytes;
+        self.progress.durable_bytes += self.bytes_of(wanted.entry, &fresh);
         self.progress.settled_bytes += bytes;
         self.progress.resumed_bytes += bytes;
         Ok(())
@@ -530,7 +533,7 @@ impl Sender {
     }
 
     /// For tests: nothing that is durable is still to be sent.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn check_invariants(&self) {
         for entry in &self.entries {
             for cell in entry.pending.members() {
@@ -543,7 +546,7 @@ impl Sender {
     }
 
     /// Durable cells by entry, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn durable_cells(&self) -> impl Iterator<Item = &RangeSet> {
         self.entries.iter().map(|entry| &entry.durable)
     }

@@ -222,6 +222,7 @@ async fn a_panic_in_a_session_ends_that_session_and_nothing_else() {
     let source = write_source(temp.path());
     let options = PushOptions {
         restart: true,
+        codec: crate::CodecChoice::None,
         ..PushOptions::default()
     };
     let pushing = client.push(source, &"victim".parse().unwrap(), options);

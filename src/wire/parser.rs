@@ -296,6 +296,9 @@ impl FrameParser {
             }
             let byte = piece.get_u8();
             self.left -= 1;
+            if self.varint_shift == 63 && byte > 1 {
+                return Err(malformed("a number does not fit in 64 bits"));
+            }
             if is_tag {
                 self.tag.extend_from_slice(&[byte]);
             }
@@ -316,6 +319,9 @@ impl FrameParser {
         let (field, wire_type) = (tag >> 3, tag & 7);
         let tag_bytes = self.tag.split();
         let keep = is_known(field);
+        if field == 0 || tag > u64::from(u32::MAX) {
+            return Err(malformed(&format!("there is no field {field}")));
+        }
         if field == PAYLOAD_FIELD && wire_type != 2 {
             return Err(malformed("the payload is not bytes"));
         }
@@ -530,6 +536,10 @@ mod tests {
             &[0x7a, 200, 1],
             &[0x0b],
             &[0x80],
+            // Field 0, field 2^29, and a number of 65 bits in an unknown field.
+            &[0, 0],
+            &[0x80, 0x80, 0x80, 0x80, 0x10, 0],
+            &[0xa0, 1, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2],
         ] {
             assert!(run(&message(body), 7).is_err(), "{body:?}");
         }

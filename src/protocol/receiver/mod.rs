@@ -363,7 +363,7 @@ impl Receiver {
     }
 
     /// Every cell in exactly one state, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn check_invariants(&self) {
         for slot in self.slots.values() {
             let sets = [
@@ -383,7 +383,7 @@ impl Receiver {
     }
 
     /// Name and cells of every durable range, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn durable_cells(&self) -> Vec<(String, RangeSet)> {
         let slots = self.slots.values();
         slots

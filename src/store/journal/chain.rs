@@ -133,8 +133,8 @@ impl Chain {
     }
 
     /// One frame with a CRC that fits, whatever the bytes mean.
-    #[cfg(test)]
-    pub(super) fn seal(&self, frame: [u8; 8], body: &[u8]) -> Vec<u8> {
+    #[cfg(any(test, feature = "__internals"))]
+    pub(crate) fn seal(&self, frame: [u8; 8], body: &[u8]) -> Vec<u8> {
         let crc = self.crc(&frame, body);
         [&frame, body, &crc.to_le_bytes()].concat()
     }

@@ -47,7 +47,7 @@ mod script;
 #[cfg(test)]
 mod torture;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "__internals"))]
 pub(crate) use chain::{Chain, Step};
 pub(crate) use header::JournalHeader;
 pub(crate) use record::{EntryRecord, Record, Run};
