@@ -2,8 +2,14 @@
 //! server that lives only as long as the push.
 
 use crate::{
-    client::Client, error::Error, options::PushOptions, plan::CheckpointName, server::Server,
-    source::SourceSet, store::Catalog, transfer::Transfer,
+    client::Client,
+    error::Error,
+    options::{BUDGET_BYTES_MIN, PushOptions},
+    plan::CheckpointName,
+    server::Server,
+    source::SourceSet,
+    store::Catalog,
+    transfer::Transfer,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -75,7 +81,7 @@ impl Embedded {
             )));
         }
         let server = Server::builder(parent)
-            .budget_bytes(budget_bytes)
+            .budget_bytes(budget_bytes.max(BUDGET_BYTES_MIN))
             .alias(WIRE_NAME.parse()?, local)
             .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
             .await?;

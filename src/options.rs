@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     format::codec::CodecChoice,
-    plan::{CHUNK_LEN_DEFAULT, Grid},
+    plan::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, Grid},
     protocol::{CommitMode, Layout},
 };
 use std::time::Duration;
@@ -14,6 +14,8 @@ pub const BUDGET_BYTES_DEFAULT: u64 = 128 << 20;
 pub(crate) const LANES_DEFAULT: u32 = 2;
 /// Most connections of a push.
 pub const LANES_MAX: u32 = 16;
+/// Least memory of a server, in bytes: the longest chunk that a sender may ask for.
+pub(crate) const BUDGET_BYTES_MIN: u64 = CHUNK_LEN_MAX as u64;
 /// HTTP/2 stream and connection window of one lane, in bytes.
 pub(crate) const HTTP2_WINDOW_BYTES: u32 = 32 << 20;
 /// Largest HTTP/2 frame, in bytes: the default of 16 KiB costs three quarters of

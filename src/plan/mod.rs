@@ -6,6 +6,7 @@ mod entry;
 mod grid;
 mod name;
 mod range_set;
+mod text;
 
 pub use cell_sums::CellSums;
 pub(crate) use entry::first_16;
@@ -16,6 +17,8 @@ pub use entry::{
 pub use grid::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, CHUNK_LEN_MIN, CellId, Grid};
 pub use name::{CheckpointName, FileNames, MAX_ENTRY_NAME_LEN, safe_file_name};
 pub use range_set::RangeSet;
+pub(crate) use text::{MAX_TEXT_LEN, clip};
+pub use text::{is_odd, printable};
 
 /// Something about names or sizes is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,13 +61,4 @@ pub enum PlanError {
     /// The chunk length is not a power of two within its limits.
     #[error("chunk length {0} is not a power of two from {CHUNK_LEN_MIN} to {CHUNK_LEN_MAX} bytes")]
     ChunkLen(u64),
-}
-
-/// Cuts text from a peer for an error message.
-pub(crate) fn clip(text: &str) -> String {
-    let mut end = text.len().min(256);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
 }

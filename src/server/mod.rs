@@ -1,16 +1,18 @@
 //! The server: receives checkpoints into one root folder.
 
+mod accept;
+mod expire;
 mod service;
 mod unary;
 
 use crate::{
     error::Error,
     options::{
-        BUDGET_BYTES_DEFAULT, HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL,
-        KEEPALIVE_TIMEOUT,
+        BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES,
+        KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
-    session::{Budget, ReceiveContext, ReceiveOptions, Registry},
+    session::{Budget, PaceLimits, ReceiveContext, ReceiveOptions, Registry},
     store::{Catalog, WriteMode},
     wire::pb,
 };
@@ -20,11 +22,17 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch};
-use tonic::transport::server::TcpIncoming;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
+/// Connections at a time, unless the builder says otherwise.
+const MAX_CONNECTIONS_DEFAULT: usize = 256;
 /// Streams per connection.
 const MAX_STREAMS: u32 = 64;
+/// Streams that a peer may reset before they were looked at (rapid reset).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams with an error of the peer's in the life of a connection. A sender far
+/// away that is refused makes a few of them in all innocence.
+const MAX_ERROR_RESETS: usize = 1024;
 /// Bytes of HTTP headers of a call.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Sessions have this long to commit when the server stops.
@@ -38,6 +46,9 @@ pub struct ServerBuilder {
     chunk_len: u32,
     budget_bytes: u64,
     write_mode: WriteMode,
+    max_connections: usize,
+    pace: PaceLimits,
+    staging_ttl: Option<Duration>,
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
 }
@@ -68,6 +79,8 @@ pub struct ServerBuilder {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    max_connections: usize,
+    staging_ttl: Option<Duration>,
     context: ReceiveContext,
     drain: watch::Sender<bool>,
     alias: Option<(CheckpointName, CheckpointName)>,
@@ -81,6 +94,9 @@ impl Server {
             chunk_len: CHUNK_LEN_DEFAULT,
             budget_bytes: BUDGET_BYTES_DEFAULT,
             write_mode: WriteMode::Auto,
+            max_connections: MAX_CONNECTIONS_DEFAULT,
+            pace: PaceLimits::default(),
+            staging_ttl: None,
             insecure: false,
             alias: None,
         }
@@ -108,13 +124,20 @@ impl Server {
             .map_err(|e| Error::Bug(e.to_string()))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let registry = self.context.registry.clone();
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        // Ends with the server: dropping the set aborts what is in it.
+        let mut chores = JoinSet::new();
+        if let Some(ttl) = self.staging_ttl {
+            chores.spawn(expire::expire(self.context.clone(), ttl));
+        }
+        let incoming = accept::Incoming::new(self.listener, self.max_connections);
         let serving = tonic::transport::Server::builder()
             .max_frame_size(HTTP2_FRAME_BYTES)
             .initial_stream_window_size(HTTP2_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_WINDOW_BYTES)
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+            .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_service(service::FerryService::new(self.context, self.alias))
@@ -130,6 +153,7 @@ impl Server {
             result = &mut serving => return finished(result),
             () = shutdown => {}
         }
+        chores.shutdown().await;
         health.set_not_serving::<service::FerryService>().await;
         // The server as a whole, for those who ask without a name.
         health
@@ -180,7 +204,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Memory for chunks on their way, all sessions together, in bytes.
+    /// Memory for chunks on their way, all sessions together, in bytes; at least 8 MiB.
     pub fn budget_bytes(mut self, budget_bytes: u64) -> Self {
         self.budget_bytes = budget_bytes;
         self
@@ -189,6 +213,31 @@ impl ServerBuilder {
     /// How chunks get into their files.
     pub fn write_mode(mut self, write_mode: WriteMode) -> Self {
         self.write_mode = write_mode;
+        self
+    }
+
+    /// Connections at a time (256 by default), half of them from one address. One
+    /// too many is closed at once.
+    pub fn max_connections(mut self, max_connections: usize) -> Self {
+        self.max_connections = max_connections;
+        self
+    }
+
+    /// Unfinished transfers into which nothing was written for this long are removed,
+    /// at the start and every hour; zero, and the default, is never.
+    pub fn staging_ttl(mut self, ttl: Duration) -> Self {
+        self.staging_ttl = (!ttl.is_zero()).then_some(ttl);
+        self
+    }
+
+    /// Judges senders sooner: for tests.
+    #[doc(hidden)]
+    pub fn pace(mut self, period: Duration, max_silence: Duration) -> Self {
+        self.pace = PaceLimits {
+            period,
+            max_silence,
+            ..self.pace
+        };
         self
     }
 
@@ -211,6 +260,12 @@ impl ServerBuilder {
     /// machine without [`ServerBuilder::insecure`].
     pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
         Grid::new(self.chunk_len)?;
+        if self.budget_bytes < BUDGET_BYTES_MIN {
+            return Err(Error::Config(format!(
+                "a budget of {} bytes does not hold one chunk of the largest length, {BUDGET_BYTES_MIN} bytes",
+                self.budget_bytes
+            )));
+        }
         if !address.ip().is_loopback() && !self.insecure {
             return Err(Error::Config(format!(
                 "{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"
@@ -235,6 +290,7 @@ impl ServerBuilder {
                 window_bytes: self.budget_bytes / 2,
                 chunk_len: self.chunk_len,
                 write_mode: self.write_mode,
+                pace: self.pace,
                 ..ReceiveOptions::default()
             },
             budget: Budget::new(self.budget_bytes),
@@ -243,6 +299,8 @@ impl ServerBuilder {
         Ok(Server {
             listener,
             address,
+            max_connections: self.max_connections,
+            staging_ttl: self.staging_ttl,
             context,
             drain,
             alias: self.alias,

@@ -3,7 +3,7 @@
 
 use super::unary::Unary;
 use crate::{
-    plan::CheckpointName,
+    plan::{CheckpointName, MAX_TEXT_LEN, printable},
     protocol::Reason,
     session::{ReceiveContext, SessionError, receive},
     wire::{LaneBody, LaneSender, PUSH_PATH, pb::ferry_server::FerryServer, to_status},
@@ -113,8 +113,9 @@ async fn end_call(out: &LaneSender, result: Result<(), SessionError>) {
     let status = match result {
         Ok(()) => Status::ok(""),
         Err(error) => {
-            tracing::info!(reason = %error.reason(), error = %chain(&error), "a session ended early");
-            to_status(error.reason(), &chain(&error))
+            let why = printable(&chain(&error), MAX_TEXT_LEN);
+            tracing::info!(reason = %error.reason(), error = %why, "a session ended early");
+            to_status(error.reason(), &why)
         }
     };
     let mut trailers = HeaderMap::new();

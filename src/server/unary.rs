@@ -11,22 +11,28 @@ use crate::{
         to_status,
     },
 };
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 const PAGE_SIZE_DEFAULT: usize = 1_000;
 const PAGE_SIZE_MAX: usize = 10_000;
+/// Questions that look at the disk at a time: a flood of them must not take the threads
+/// on which sessions commit.
+const MAX_QUESTIONS: usize = 16;
 
 /// Implements the generated trait.
 #[derive(Clone, Debug)]
 pub(super) struct Unary {
     context: ReceiveContext,
+    questions: Arc<Semaphore>,
 }
 
 impl Unary {
     pub(super) fn new(context: ReceiveContext) -> Self {
-        Unary { context }
+        let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
+        Unary { context, questions }
     }
 
     /// Runs a question where it may block on the disk.
@@ -35,7 +41,13 @@ impl Unary {
         question: impl FnOnce(&Catalog) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
         let catalog = self.context.catalog.clone();
-        let answer = tokio::task::spawn_blocking(move || question(&catalog)).await;
+        let turn = Arc::clone(&self.questions).acquire_owned().await;
+        let answer = tokio::task::spawn_blocking(move || {
+            // Given back when the work is done, whether or not the caller still waits.
+            let _turn = turn;
+            question(&catalog)
+        })
+        .await;
         answer
             .map_err(|e| to_status(Reason::Bug, &e.to_string()))?
             .map_err(|e| status_of(&e))

@@ -35,6 +35,9 @@ pub(crate) enum SessionError {
     /// The peer was silent for too long.
     #[error("the sender was silent for {0} seconds")]
     Idle(u64),
+    /// The peer owed bytes and hardly sent any.
+    #[error("the sender was too slow for {0} seconds in which it could have sent")]
+    Slow(u64),
     /// Something that cannot happen did.
     #[error("internal error: {0}")]
     Bug(String),
@@ -61,7 +64,7 @@ impl SessionError {
             SessionError::Aborted(abort) => abort.reason.unwrap_or(Reason::Interrupted),
             SessionError::Superseded => Reason::Superseded,
             SessionError::Disconnected(_) => Reason::Interrupted,
-            SessionError::Idle(_) => Reason::Idle,
+            SessionError::Idle(_) | SessionError::Slow(_) => Reason::Idle,
             SessionError::Draining => Reason::Draining,
             SessionError::Bug(_) => Reason::Bug,
         }

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod error;
+mod pace;
 mod progress;
 mod receive;
 mod registry;
@@ -16,6 +17,7 @@ mod workers;
 
 pub(crate) use buffers::Budget;
 pub(crate) use error::{SendError, SessionError};
+pub(crate) use pace::PaceLimits;
 pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};

@@ -1,7 +1,9 @@
 //! Which checkpoint names have a live session, and how a newer one takes over.
 
+use super::error::SessionError;
 use crate::{
     plan::{CheckpointName, Digest16},
+    protocol::{ProtocolError, Reason},
     store::StoreError,
 };
 use std::{
@@ -9,6 +11,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
+
+/// Live sessions of one server.
+const MAX_SESSIONS: usize = 256;
 
 #[derive(Debug)]
 struct Live {
@@ -45,30 +50,16 @@ impl Registry {
         &self,
         name: &CheckpointName,
         transfer_id: Digest16,
-    ) -> Result<Seat, StoreError> {
+    ) -> Result<Seat, SessionError> {
         loop {
             let mut over = {
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
                 match live.get(name) {
-                    None => {
-                        let (supersede, superseded) = watch::channel(false);
-                        let (over_sender, over) = watch::channel(());
-                        live.insert(
-                            name.clone(),
-                            Live {
-                                transfer_id,
-                                is_published: false,
-                                supersede,
-                                over,
-                            },
-                        );
-                        return Ok(Seat {
-                            registry: self.clone(),
-                            name: name.clone(),
-                            superseded,
-                            _over: over_sender,
-                        });
+                    None if live.len() >= MAX_SESSIONS => {
+                        let why = "the server has as many sessions as it takes; try again later";
+                        return Err(ProtocolError::new(Reason::TooMany, why).into());
                     }
+                    None => return Ok(self.sit(&mut live, name, transfer_id)),
                     Some(other) if other.transfer_id == transfer_id || other.is_published => {
                         // Nobody may be listening any more; then it ends anyway.
                         let _ = other.supersede.send(true);
@@ -78,13 +69,53 @@ impl Registry {
                         return Err(StoreError::Locked {
                             name: name.to_string(),
                             why: "another transfer is writing it now",
-                        });
+                        }
+                        .into());
                     }
                 }
             };
             // Resolves with an error once the seat is dropped.
             while over.changed().await.is_ok() {}
         }
+    }
+
+    fn sit(
+        &self,
+        live: &mut HashMap<CheckpointName, Live>,
+        name: &CheckpointName,
+        transfer_id: Digest16,
+    ) -> Seat {
+        let (supersede, superseded) = watch::channel(false);
+        let (over_sender, over) = watch::channel(());
+        live.insert(
+            name.clone(),
+            Live {
+                transfer_id,
+                is_published: false,
+                supersede,
+                over,
+            },
+        );
+        Seat {
+            registry: self.clone(),
+            name: name.clone(),
+            superseded,
+            _over: over_sender,
+        }
+    }
+
+    /// Takes the place of a name that has no session, for work without a sender: a
+    /// session that comes meanwhile waits for its end.
+    pub(crate) fn take_idle(&self, name: &CheckpointName) -> Option<Seat> {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.contains_key(name) {
+            return None;
+        }
+        let seat = self.sit(&mut live, name, Digest16::default());
+        drop(live);
+        // Whoever comes next waits, whatever transfer it is of.
+        seat.published();
+        Some(seat)
     }
 
     /// Whether no session is live.
@@ -140,7 +171,7 @@ mod tests {
         let mut first = registry.take(&name, [1; 16]).await.unwrap();
         assert!(matches!(
             registry.take(&name, [2; 16]).await,
-            Err(StoreError::Locked { .. })
+            Err(SessionError::Store(StoreError::Locked { .. }))
         ));
         let second = tokio::spawn({
             let (registry, name) = (registry.clone(), name.clone());
@@ -159,5 +190,23 @@ mod tests {
         drop(second);
         drop(third.await.unwrap());
         assert!(!registry.is_live(&name));
+    }
+
+    #[tokio::test]
+    async fn sessions_are_counted_and_a_take_over_is_none_too_many() {
+        let registry = Registry::default();
+        let name = |i: usize| format!("n{i}").parse::<CheckpointName>().unwrap();
+        let mut seats = Vec::new();
+        for i in 0..MAX_SESSIONS {
+            seats.push(registry.take(&name(i), [1; 16]).await.unwrap());
+        }
+        let refused = registry.take(&name(MAX_SESSIONS), [1; 16]).await;
+        assert!(matches!(refused, Err(SessionError::Protocol(e)) if e.reason == Reason::TooMany));
+        let next = tokio::spawn({
+            let (registry, name) = (registry.clone(), name(0));
+            async move { registry.take(&name, [1; 16]).await }
+        });
+        seats.remove(0);
+        assert!(next.await.unwrap().is_ok());
     }
 }

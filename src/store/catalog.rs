@@ -61,6 +61,11 @@ impl Catalog {
         self.root.make_all(TRANSFERS, true)
     }
 
+    /// As [`Catalog::transfers`], without making it.
+    pub(super) fn try_transfers(&self) -> Result<Option<Dir>, StoreError> {
+        self.root.try_sub(TRANSFERS)
+    }
+
     pub(super) fn locks(&self) -> Result<Dir, StoreError> {
         self.root.make_all(LOCKS, true)
     }
@@ -135,16 +140,7 @@ impl Catalog {
     /// `None` when there was none.
     pub(crate) fn discard(&self, name: &CheckpointName) -> Result<Option<u64>, StoreError> {
         let lock = self.lock(name)?;
-        match publish::recover(self, name, false) {
-            // A publication that something is in the way of can be thrown away too.
-            Ok(())
-            | Err(
-                StoreError::Exists { .. }
-                | StoreError::UnsafePath { .. }
-                | StoreError::Manifest { .. },
-            ) => {}
-            Err(e) => return Err(e),
-        }
+        ignore_obstacles(publish::recover(self, name, false))?;
         let summary = self.transfer(name)?;
         self.remove_staging(name)?;
         self.transfers()?.sync()?;
@@ -252,6 +248,16 @@ impl Catalog {
     }
 }
 
+/// A publication that something is in the way of can be thrown away too.
+pub(super) fn ignore_obstacles(recovered: Result<(), StoreError>) -> Result<(), StoreError> {
+    match recovered {
+        Err(
+            StoreError::Exists { .. } | StoreError::UnsafePath { .. } | StoreError::Manifest { .. },
+        ) => Ok(()),
+        other => other,
+    }
+}
+
 fn is_checkpoint(folder: &Path) -> bool {
     folder.join(MANIFEST_FILE).is_file()
         && Dir::open_root(folder).is_ok_and(|dir| matches!(Manifest::read(&dir), Ok(Some(_))))
@@ -288,7 +294,7 @@ fn walk(
 }
 
 /// What a journal says of its transfer; `None` when it says nothing usable.
-fn summarise(dir: &Dir) -> Option<TransferSummary> {
+pub(super) fn summarise(dir: &Dir) -> Option<TransferSummary> {
     let file = dir.try_open(JOURNAL_FILE, false).ok()??;
     let replay = replay(&file).ok()?;
     let grid = replay.header.grid().ok()?;

@@ -15,6 +15,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Files and folders are made with these and the process's umask.
@@ -169,6 +170,23 @@ impl Dir {
     pub(crate) fn device(&self) -> Result<u64, StoreError> {
         let stat = fs::fstat(self.fd.as_fd()).context("stat", self.shown(""))?;
         Ok(stat.st_dev)
+    }
+
+    /// When a name beneath, or this folder (an empty name), was last written to; what
+    /// is gone was changed just now.
+    pub(crate) fn modified(&self, name: &str) -> Result<SystemTime, StoreError> {
+        let stat = match name {
+            "" => fs::fstat(self.fd.as_fd()),
+            name => fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW),
+        };
+        match stat {
+            Ok(stat) => {
+                let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+                Ok(UNIX_EPOCH + Duration::from_secs(seconds))
+            }
+            Err(Errno::NOENT) => Ok(SystemTime::now()),
+            Err(e) => Err(e).context("stat", self.shown(name)),
+        }
     }
 
     /// Modification time of this folder in seconds since 1970.

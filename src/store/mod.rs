@@ -10,6 +10,7 @@ mod catalog;
 mod dir;
 mod durability;
 mod error;
+mod expire;
 mod files;
 pub(crate) mod journal;
 mod lock;

@@ -5,8 +5,8 @@ use super::{WireError, pb};
 use crate::{
     format::Dtype,
     plan::{
-        CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, MAX_ENTRY_NAME_LEN, Order, RangeSet,
-        SourceState, clip,
+        CheckpointName, EntryHeader, EntryKind, MAX_ALIASES, MAX_ENTRY_NAME_LEN, MAX_TEXT_LEN,
+        Order, RangeSet, SourceState, clip, printable,
     },
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
@@ -18,8 +18,6 @@ use crate::{
 
 /// Most bytes of metadata in Open, names and values together.
 const MAX_METADATA_BYTES: usize = 1 << 20;
-/// Longest text for a person, in bytes.
-const MAX_TEXT_LEN: usize = 1024;
 
 fn refuse(reason: Reason, message: impl Into<String>) -> WireError {
     ProtocolError::new(reason, message).into()
@@ -261,13 +259,9 @@ fn decode_compare(compare: &pb::Compare) -> Result<Compare, WireError> {
 }
 
 fn decode_abort(abort: pb::Abort) -> Abort {
-    let mut message = abort.message;
-    while message.len() > MAX_TEXT_LEN {
-        message.pop();
-    }
     Abort {
         reason: Reason::from_word(&abort.reason),
-        message,
+        message: printable(&abort.message, MAX_TEXT_LEN),
     }
 }
 

@@ -1,13 +1,11 @@
 //! Reasons as gRPC statuses, and back.
 
-use crate::protocol::Reason;
+use crate::{plan::MAX_TEXT_LEN, protocol::Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// Domain of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "tensorferry";
-/// Longest message in a status, in bytes: it travels in a header.
-const MAX_MESSAGE_LEN: usize = 1024;
 
 /// The gRPC code of a reason: UNAVAILABLE says "call again", ABORTED "open a new
 /// session", FAILED_PRECONDITION "not before something else has changed".
@@ -31,10 +29,10 @@ fn code(reason: Reason) -> Code {
     }
 }
 
-/// A status with its reason as ErrorInfo.
+/// A status with its reason as ErrorInfo. The message travels in a header.
 pub(crate) fn to_status(reason: Reason, message: &str) -> Status {
     let mut text = message.to_owned();
-    while text.len() > MAX_MESSAGE_LEN {
+    while text.len() > MAX_TEXT_LEN {
         text.pop();
     }
     let details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, []);

@@ -13,8 +13,9 @@ mod frames;
 pub(crate) mod product;
 pub(crate) mod raw;
 pub(crate) mod relay;
-mod session;
+pub(crate) mod session;
 pub(crate) mod silent;
+pub(crate) mod torn;
 
 pub(crate) use frames::*;
 pub(crate) use session::Session;
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 use tensorferry::{
-    Client, Server,
+    Client, Server, ServerBuilder,
     wire::pb::{self, ferry_client::FerryClient},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -55,18 +56,31 @@ impl TestServer {
     }
 
     pub(crate) async fn with_budget(root: &Path, budget_bytes: u64) -> Self {
-        Self::bind(root, budget_bytes, SocketAddr::from(([127, 0, 0, 1], 0))).await
+        Self::with(root, |builder| builder.budget_bytes(budget_bytes)).await
+    }
+
+    /// With settings of the test's own.
+    pub(crate) async fn with(
+        root: &Path,
+        change: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Self {
+        Self::bind(root, SocketAddr::from(([127, 0, 0, 1], 0)), change).await
     }
 
     /// Where another server was before.
     pub(crate) async fn start_at(root: &Path, address: SocketAddr) -> Self {
-        Self::bind(root, 16 << 20, address).await
+        Self::bind(root, address, |builder| builder).await
     }
 
-    async fn bind(root: &Path, budget_bytes: u64, address: SocketAddr) -> Self {
-        let server = Server::builder(root)
+    async fn bind(
+        root: &Path,
+        address: SocketAddr,
+        change: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Self {
+        let builder = Server::builder(root)
             .chunk_len(CHUNK as u32)
-            .budget_bytes(budget_bytes)
+            .budget_bytes(16 << 20);
+        let server = change(builder)
             .bind(address)
             .await
             .expect("the server starts");

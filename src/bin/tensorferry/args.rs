@@ -2,7 +2,7 @@
 
 use crate::{output::Format, units};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 use tensorferry::{
     LANES_MAX, PushOptions, WriteMode,
     format::codec::CodecChoice,
@@ -145,6 +145,10 @@ pub(crate) struct ServeArgs {
     /// How chunks get into their files
     #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_WRITE")]
     pub(crate) write: WriteArg,
+    /// Remove unfinished transfers that nobody has continued for this long: 7d, 12h,
+    /// 30m; 0 keeps them for ever
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "7d", env = "TENSORFERRY_STAGING_TTL")]
+    pub(crate) staging_ttl: Duration,
 }
 
 /// How chunks get into their files.

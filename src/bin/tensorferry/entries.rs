@@ -78,8 +78,8 @@ pub(crate) fn tell_skipped(source: &SourceSet, output: &Output) {
     for skipped in source.skipped() {
         output.talk(&format!(
             "skipped {}: {}",
-            units::shown(&skipped.name),
-            units::shown(&skipped.reason)
+            units::brief(&skipped.name),
+            units::brief(&skipped.reason)
         ));
         output.event(
             "skipped",
@@ -182,11 +182,11 @@ fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
         }
         let shape = entry.dtype.map(|_| format!("{:?}", entry.shape));
         let mut row = vec![
-            units::shown(name),
+            units::brief(name),
             entry.dtype.unwrap_or("file").to_owned(),
             shape.unwrap_or_default(),
         ];
-        row.extend(file.map(units::shown));
+        row.extend(file.map(units::brief));
         row.push(bytes.to_string());
         rows.push(row);
     }

@@ -42,7 +42,10 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
         }
     }
     if checkpoints.is_empty() {
-        output.talk(&format!("nothing is in {place}"));
+        output.talk(&format!(
+            "nothing is in {}",
+            units::shown(&place.to_string())
+        ));
         return Ok(());
     }
     let mut rows = vec![
@@ -52,7 +55,7 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
     ];
     rows.extend(checkpoints.iter().map(|row| {
         vec![
-            units::shown(&row.name),
+            units::brief(&row.name),
             state(row),
             age(row.modified_unix_seconds),
             so_far(row, row.entry_count.to_string()),

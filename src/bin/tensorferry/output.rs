@@ -7,7 +7,7 @@ use std::{
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
 };
-use tensorferry::Error;
+use tensorferry::{Error, plan::is_odd};
 
 /// How to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -80,7 +80,7 @@ impl Output {
     pub(crate) fn event(&self, event: &str, body: &impl Serialize) {
         if self.is_json() {
             match serde_json::to_string(&Event { event, body }) {
-                Ok(line) => self.line(&line),
+                Ok(line) => self.line(&escape_odd(&line)),
                 Err(error) => self.remember(error.into()),
             }
         }
@@ -161,5 +161,35 @@ impl Output {
                 .unwrap_or_else(PoisonError::into_inner)
                 .get_or_insert(error);
         }
+    }
+}
+
+/// JSON leaves more characters bare than a terminal can bear; they stand in strings
+/// only, where they may be escaped.
+fn escape_odd(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_odd(c) {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_the_same_and_moves_no_cursor() {
+        let text = "a\u{9b}31m\u{7f}\u{202e}\u{e0041}é\n";
+        let json = escape_odd(&serde_json::to_string(text).unwrap());
+        assert!(!json.contains(is_odd));
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 }

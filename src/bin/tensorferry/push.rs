@@ -52,7 +52,10 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     entries::tell_skipped(&source, output);
     if args.dry_run {
         entries::show(&source, Some(args.layout.into()), output);
-        output.talk(&format!("dry run: nothing was sent to {target}"));
+        output.talk(&format!(
+            "dry run: nothing was sent to {}",
+            units::shown(&target.to_string())
+        ));
         return Ok(());
     }
     // From here on Ctrl-C keeps what is durable.

@@ -17,6 +17,7 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
     let mut builder = Server::builder(&args.root)
         .budget_bytes(args.budget)
         .write_mode(args.write.into())
+        .staging_ttl(args.staging_ttl)
         .insecure(args.insecure);
     if let Some(chunk_len) = args.chunk {
         builder = builder.chunk_len(chunk_len);

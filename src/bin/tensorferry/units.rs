@@ -1,7 +1,7 @@
 //! Sizes, times and names as people read and write them.
 
 use std::time::Duration;
-use tensorferry::plan::{CHUNK_LEN_MAX, CHUNK_LEN_MIN};
+use tensorferry::plan::{CHUNK_LEN_MAX, CHUNK_LEN_MIN, printable};
 
 /// Smallest memory budget: two chunks of the default length in flight.
 const BUDGET_MIN: u64 = 4 << 20;
@@ -54,6 +54,28 @@ pub(crate) fn parse_budget(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Reads `7d`, `12h`, `30m`, `45s`, or `0`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || "a time is a whole number and a unit, such as 7d, 12h, 30m or 45s".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let factor = match unit {
+        "" if number == 0 => 1,
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(bad()),
+    };
+    number
+        .checked_mul(factor)
+        .map(Duration::from_secs)
+        .ok_or_else(bad)
+}
+
 /// `41.2 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -102,19 +124,12 @@ pub(crate) fn count(n: u64, what: &str) -> String {
 
 /// Text from a file or a peer, harmless on a terminal.
 pub(crate) fn shown(text: &str) -> String {
-    let is_odd = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut out, c| {
-            if is_odd(c) {
-                out.extend(c.escape_unicode());
-            } else {
-                out.push(c);
-            }
-            out
-        })
+    printable(text, usize::MAX)
+}
+
+/// The same for people, who need not see all of it.
+pub(crate) fn brief(text: &str) -> String {
+    printable(text, 256)
 }
 
 /// One word of a command line for a POSIX shell.
@@ -150,6 +165,13 @@ mod tests {
             assert!(parse_chunk_len(bad).is_err(), "{bad}");
         }
         assert!(parse_budget("1M").is_err());
+        for (text, seconds) in [("7d", 604_800), ("12h", 43_200), ("30m", 1800), ("45s", 45)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        for bad in ["", "7", "d", "-1d", "1.5h", "1w", "999999999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -172,5 +194,6 @@ mod tests {
         assert_eq!(shell_quote("it's here"), r"'it'\''s here'");
         assert_eq!(shell_quote(""), "''");
         assert_eq!(shown("a\u{1b}[2J"), "a\\u{1b}[2J");
+        assert_eq!(brief(&"n".repeat(4096)).len(), 256);
     }
 }

@@ -107,9 +107,10 @@ fn tell(dir: &str, report: &VerifyReport, time: Duration, output: &Output) {
             },
         );
         let line = format!(
-            "damaged: {} in {dir}: {}",
-            units::shown(&damage.name),
-            units::shown(&damage.why)
+            "damaged: {} in {}: {}",
+            units::brief(&damage.name),
+            units::shown(dir),
+            units::brief(&damage.why)
         );
         output.human(&line);
     }

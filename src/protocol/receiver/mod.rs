@@ -11,8 +11,8 @@ pub use work::{
 };
 
 use super::{
-    Announcement, Durable, Finish, Keep, ProtocolError, Reason, ReceiverFrame, Wanted,
-    lane::ReceiveLane, slot::Slot,
+    Announcement, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason, ReceiverFrame,
+    Wanted, lane::ReceiveLane, slot::Slot,
 };
 use crate::plan::{FileNames, RangeSet, SourceKey, SourceState};
 use std::{
@@ -184,6 +184,30 @@ impl Receiver {
     /// No placement is out and no group is under way.
     pub fn is_settled(&self) -> bool {
         self.placing_count == 0 && self.in_commit.is_none()
+    }
+
+    /// The sender has to wait: answers or acks are not out yet, or the session ends.
+    pub fn is_busy(&self) -> bool {
+        let in_barrier = self.in_commit.as_ref().is_some_and(|g| g.is_barrier);
+        let is_answering = !self.unanswered.is_empty() || self.rest.is_some();
+        let is_throttling = self.undurable_bytes > self.config.commit.max_undurable_bytes;
+        let is_over = self.finish.is_some() || self.ending || self.publishing;
+        is_over
+            || is_answering
+            || is_throttling
+            || in_barrier
+            || !self.barrier.is_empty()
+            || self.placing_count > 0
+            || self.comparing_count > 0
+    }
+
+    /// Cells are wanted that the sender has said it has.
+    pub fn is_owed(&self) -> bool {
+        matches!(self.config.manifest, ManifestPromise::Complete { .. })
+            && self.announced.iter().any(|(number, _)| {
+                let slot = self.slots.get(number);
+                slot.is_some_and(|s| s.answered && !s.is_durable() && !s.missing().is_empty())
+            })
     }
 
     /// The sender gave up, or the connection did: commit what is written.

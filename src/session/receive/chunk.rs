@@ -15,7 +15,10 @@ use crate::{
     wire::Rope,
 };
 use bytes::Bytes;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 /// Raw bytes of small chunks that go through the workers together.
 const JOB_BYTES: usize = 64 << 10;
@@ -52,6 +55,9 @@ pub(super) fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut ro
     for chunk in pending {
         let encoded = rope.split_to(chunk.encoded_len);
         let Some(ticket) = chunk.ticket else { continue };
+        // The sender had more to read than to send.
+        let spared = u64::from(ticket.raw_len).saturating_sub(chunk.encoded_len as u64);
+        session.heard_bytes.fetch_add(spared, Ordering::Relaxed);
         job_bytes += ticket.raw_len as usize;
         job.push((ticket, chunk.codec, encoded, chunk.reserved));
         if job_bytes >= JOB_BYTES {

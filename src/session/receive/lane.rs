@@ -19,7 +19,14 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::Body as _;
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::timeout;
 use tonic::body::Body;
 
@@ -108,12 +115,17 @@ pub(super) async fn run_lane(
         let data = if parser.is_at_boundary() {
             next_data(&mut body).await?
         } else {
+            let _open = Counted::new(&session.open_frame_count);
             timeout(STALL_TIMEOUT, next_data(&mut body))
                 .await
                 .map_err(|_| SessionError::Idle(STALL_TIMEOUT.as_secs()))??
         };
         match data {
-            Some(data) => parser.feed(data),
+            Some(data) => {
+                let heard = data.len() as u64;
+                session.heard_bytes.fetch_add(heard, Ordering::Relaxed);
+                parser.feed(data);
+            }
             None if parser.is_at_boundary() => return Ok(()),
             None => {
                 return Err(SessionError::Disconnected(
@@ -121,6 +133,22 @@ pub(super) async fn run_lane(
                 ));
             }
         }
+    }
+}
+
+/// Counts for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -141,7 +169,11 @@ async fn take_frame(
     }
     match frame {
         SenderFrame::Batch(batch) => return take_batch(session, lane, batch, payload_len).await,
-        SenderFrame::Compare(compare) => session.core().compare(&compare)?,
+        SenderFrame::Compare(compare) => {
+            session.core().compare(&compare)?;
+            let read = compare.hashes.len() as u64 * u64::from(session.accept.chunk_len);
+            session.heard_bytes.fetch_add(read, Ordering::Relaxed);
+        }
         SenderFrame::Finish(finish) => session.core().finish(finish)?,
         SenderFrame::Abort(abort) => return Err(SessionError::Aborted(abort)),
         SenderFrame::Open(_) => return Err(bad_frame("open came twice")),
@@ -195,7 +227,9 @@ async fn take_batch(
         return Err(ProtocolError::new(Reason::TooLarge, why).into());
     }
     // At once: lanes that hold a part each and wait for more would wait forever.
+    let short = Counted::new(&session.short_of_memory_count);
     let reserved = Arc::new(session.budget.reserve(bytes).await);
+    drop(short);
     let heads = tickets.into_iter().zip(&batch.chunks);
     let mut pending: Vec<Pending> = heads
         .map(|(ticket, head)| Pending::new(ticket, head, &reserved))

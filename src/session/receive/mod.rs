@@ -20,6 +20,7 @@ use self::{
 use super::{
     buffers::Budget,
     error::SessionError,
+    pace::{Pace, PaceLimits, Turn, Verdict},
     registry::{Registry, Seat},
     send::cancelled,
 };
@@ -37,11 +38,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::{sync::Notify, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{MissedTickBehavior, timeout},
+};
 use tonic::body::Body;
 
 /// A session must open within this time.
@@ -65,6 +70,8 @@ pub(crate) struct ReceiveOptions {
     pub(crate) max_lanes: u32,
     /// How chunks are written.
     pub(crate) write_mode: WriteMode,
+    /// What is asked of a sender.
+    pub(crate) pace: PaceLimits,
 }
 
 impl Default for ReceiveOptions {
@@ -74,6 +81,7 @@ impl Default for ReceiveOptions {
             chunk_len: CHUNK_LEN_DEFAULT,
             max_lanes: MAX_LANES,
             write_mode: WriteMode::Auto,
+            pace: PaceLimits::default(),
         }
     }
 }
@@ -106,6 +114,11 @@ struct Session {
     turn: watch::Sender<()>,
     /// Becomes true when the session ends.
     over: watch::Sender<bool>,
+    /// For the pace: what has come, and lanes that wait for the rest of a frame or
+    /// for memory.
+    heard_bytes: AtomicU64,
+    open_frame_count: AtomicUsize,
+    short_of_memory_count: AtomicUsize,
 }
 
 impl Session {
@@ -126,6 +139,28 @@ impl Session {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+
+    /// Ends the session of a sender that holds it for nothing.
+    fn check_pace(&self, pace: &mut Pace) {
+        let is_counted = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
+        let is_working = is_counted(&self.short_of_memory_count) || is_counted(&self.job_count);
+        let turn = if is_counted(&self.open_frame_count) {
+            // Memory is set aside for a frame that has begun.
+            Turn::Sender
+        } else if is_working || self.core().is_busy() {
+            Turn::Receiver
+        } else if self.core().is_owed() {
+            Turn::Sender
+        } else {
+            Turn::Nobody
+        };
+        let heard = self.heard_bytes.load(Ordering::Relaxed);
+        match pace.verdict(Instant::now(), heard, turn) {
+            Verdict::Fine => {}
+            Verdict::TooSlow(time) => self.fail(SessionError::Slow(time.as_secs())),
+            Verdict::Silent(time) => self.fail(SessionError::Idle(time.as_secs())),
+        }
     }
 
     /// Runs a job whose panic ends this session and nothing else.
@@ -262,6 +297,9 @@ async fn receive_session(
         accept,
         turn: watch::Sender::new(()),
         over: watch::Sender::new(false),
+        heard_bytes: AtomicU64::new(0),
+        open_frame_count: AtomicUsize::new(0),
+        short_of_memory_count: AtomicUsize::new(0),
     });
     send_control(&out, ReceiverControl::Accept(accept)).await?;
     set_limits(&mut parser, chunk_len);
@@ -273,7 +311,8 @@ async fn receive_session(
         body,
         parser,
     )));
-    let result = drive(&session, &out, &seat, &mut draining, &mut lane).await;
+    let pace = context.options.pace;
+    let result = drive(&session, &out, &seat, &mut draining, &mut lane, pace).await;
     drop(listed);
     session.over.send_replace(true);
     // Dropping the lane's body tells the sender that nothing more is read.
@@ -301,7 +340,11 @@ async fn drive(
     seat: &Seat,
     draining: &mut watch::Receiver<bool>,
     lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+    limits: PaceLimits,
 ) -> Result<Box<PublishPlan>, SessionError> {
+    let mut pace = Pace::new(limits, Instant::now());
+    let mut pace_ticks = tokio::time::interval(limits.tick());
+    pace_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut superseded = seat.superseded.clone();
     let mut commit: Option<JoinHandle<()>> = None;
     loop {
@@ -339,6 +382,7 @@ async fn drive(
         tokio::select! {
             () = session.wake.notified() => {}
             () = sleep_until(wake_at) => {}
+            _ = pace_ticks.tick() => session.check_pace(&mut pace),
             ended = lane_end(lane) => {
                 match ended {
                     // After Finish the sender may close its side.
@@ -380,6 +424,7 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
     if !error.leaves_disk_trusted() {
         return;
     }
+    let mut listens = true;
     loop {
         let action = session.core().poll(Instant::now());
         match action {
@@ -388,7 +433,11 @@ async fn end(session: &Arc<Session>, out: &LaneSender, error: &SessionError) {
             }
             Some(ReceiveAction::Send(frame)) => {
                 let bytes = encode_message(&encode_receiver_frame(&frame));
-                let _ = timeout(Duration::from_secs(1), out.send([bytes])).await;
+                // One that takes nothing in keeps the name locked once only.
+                listens = listens
+                    && timeout(Duration::from_secs(1), out.send([bytes]))
+                        .await
+                        .is_ok();
             }
             _ if session.core().is_settled() => break,
             _ => {

@@ -24,7 +24,7 @@ use crate::{
         checksum,
         codec::{Codec, CodecChoice},
     },
-    plan::{CellId, Digest16, Grid, SourceState},
+    plan::{CellId, Digest16, Grid, MAX_TEXT_LEN, SourceState, printable},
     protocol::{
         Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
         ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
@@ -581,7 +581,7 @@ pub(crate) fn status_error(status: &tonic::Status) -> SendError {
     match reason_of(status) {
         Some(reason) => SendError::Refused {
             reason,
-            message: status.message().to_owned(),
+            message: printable(status.message(), MAX_TEXT_LEN),
         },
         None if status.code() == tonic::Code::Unimplemented => SendError::Refused {
             reason: Reason::Unsupported,
@@ -601,7 +601,7 @@ fn transport_message(status: &tonic::Status) -> String {
         message = error.to_string();
         cause = error.source();
     }
-    message
+    printable(&message, MAX_TEXT_LEN)
 }
 
 /// Resolves when a task panicked; never when it ended in order.
