@@ -451,3 +451,38 @@ async fn h24_a_folder_made_during_the_transfer_is_not_replaced_either() {
     session.finish(&load).await;
     server.assert_landed("victim", &load);
 }
+
+#[tokio::test]
+async fn h9_h10_questions_are_bounded_like_frames() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let long = pb::ListRequest {
+        prefix: "a".repeat(5 << 20),
+        ..Default::default()
+    };
+    // Stock code of the gRPC library answers these two.
+    let answer = server.ferry().await.list(long).await;
+    assert_eq!(answer.unwrap_err().code(), Code::OutOfRange);
+    let mut packed = tonic::Request::new(pb::ListRequest::default());
+    let gzip = tonic::metadata::MetadataValue::from_static("gzip");
+    packed.metadata_mut().insert("grpc-encoding", gzip);
+    let answer = server.ferry().await.list(packed).await;
+    assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+    server.serves_others().await;
+}
+
+#[tokio::test]
+async fn h14_a_server_that_cannot_hold_the_longest_chunk_does_not_start() {
+    let temp = tempfile::tempdir().unwrap();
+    let start = |budget_bytes| {
+        tensorferry::Server::builder(temp.path())
+            .budget_bytes(budget_bytes)
+            .bind(([127, 0, 0, 1], 0).into())
+    };
+    let refused = start((8 << 20) - 1).await.unwrap_err();
+    assert!(
+        matches!(refused, tensorferry::Error::Config(_)),
+        "{refused}"
+    );
+    let _server = start(8 << 20).await.unwrap();
+}
