@@ -96,7 +96,7 @@ fn a_folder_is_landed_without_a_server_of_ones_own() {
     let transfer = embedded.push(source(temp.path()), PushOptions::default());
     let report = transfer.unwrap().wait().unwrap();
     embedded.stop().unwrap();
-    assert_eq!(report.wire_bytes, LEN);
+    assert_eq!((report.bytes, report.resumed_bytes), (LEN, 0));
     let landed = Checkpoint::open(&folder).unwrap();
     assert!(landed.verify(|_| {}).unwrap().damages.is_empty());
     assert!(!temp.path().join(".tensorferry").exists());

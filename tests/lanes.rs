@@ -170,40 +170,53 @@ async fn every_codec_lands_the_same_bytes() {
     }
 }
 
-/// Both roles in one process with memory for a single chunk, and many lanes that
+/// Both roles in one process with memory for a single chunk each, and many lanes that
 /// want it, several transfers at a time, compressible and not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn little_memory_and_many_lanes_come_to_an_end() {
+    const LONG_CHUNK: u32 = 8 << 20;
     let temp = tempfile::tempdir().unwrap();
     let server = Server::builder(temp.path().join("root"))
-        .chunk_len(CHUNK as u32)
-        .budget_bytes(CHUNK as u64)
+        .chunk_len(LONG_CHUNK)
+        .budget_bytes(u64::from(LONG_CHUNK))
         .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .await
         .unwrap();
     let client = Client::new(&server.local_addr().to_string()).unwrap();
     tokio::spawn(server.serve(std::future::pending()));
-    let source = noise_source(&temp.path().join("source"), 40 * CHUNK + 17);
+    // Of both kinds: lz4 takes more memory than it saves.
+    let dir = temp.path().join("source");
+    std::fs::create_dir_all(&dir).unwrap();
+    let len = 2 * LONG_CHUNK as usize + 17;
+    let text = b"too little of everything but lanes ".repeat(len / 35 + 1)[..len].to_vec();
+    for (file, bytes) in [("noise", noise("little", len)), ("text", text)] {
+        let header = encode_header("|u1", false, &[len as u64]);
+        std::fs::write(dir.join(format!("{file}.npy")), [header, bytes].concat()).unwrap();
+    }
+    let source = open_source(&dir);
+    let with = |codec| {
+        options(|o| {
+            (o.lanes, o.codec, o.budget_bytes) = (8, codec, u64::from(LONG_CHUNK));
+            o.chunk_len = Some(LONG_CHUNK);
+        })
+    };
     let mut pushes = Vec::new();
-    for (i, codec) in [CodecChoice::None, CodecChoice::Lz4, CodecChoice::Auto]
-        .into_iter()
-        .enumerate()
-    {
-        let options = options(|o| {
-            (o.lanes, o.codec, o.budget_bytes) = (8, codec, CHUNK as u64);
-        });
-        let target = name(&format!("m{i}"));
-        pushes.push(client.push(Arc::clone(&source), &target, options));
+    for codec in [CodecChoice::None, CodecChoice::Lz4, CodecChoice::Auto] {
+        let target = name(&format!("model.{codec:?}"));
+        pushes.push(client.push(Arc::clone(&source), &target, with(codec)));
     }
     let folder = temp.path().join("local");
-    let embedded = Embedded::start(&folder, CHUNK as u64).await.unwrap();
-    let local = options(|o| {
-        (o.lanes, o.budget_bytes, o.chunk_len) = (8, CHUNK as u64, Some(CHUNK as u32));
-    });
-    pushes.push(embedded.push(Arc::clone(&source), local).unwrap());
+    let embedded = Embedded::start(&folder, u64::from(LONG_CHUNK))
+        .await
+        .unwrap();
+    pushes.push(
+        embedded
+            .push(Arc::clone(&source), with(CodecChoice::Lz4))
+            .unwrap(),
+    );
     for push in pushes {
         let ended = tokio::time::timeout(HANG, push).await;
-        assert_eq!(ended.unwrap().unwrap().bytes, 40 * CELL + 17);
+        assert_eq!(ended.unwrap().unwrap().bytes, 2 * len as u64);
     }
     embedded.stop().await.unwrap();
 }
