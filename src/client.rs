@@ -9,8 +9,8 @@ use crate::{
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Budget, Connect, ProgressCell, SendContext, SendError, SendLane, Stage, Task, cancelled,
-        send, status_error,
+        Connect, ProgressCell, SendContext, SendError, SendLane, Stage, Task, cancelled, send,
+        status_error,
     },
     source::{GrowingSource, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
@@ -191,7 +191,6 @@ impl Client {
                 lanes: options.lanes,
                 codec: options.codec,
                 source,
-                budget: Budget::new(options.budget_bytes),
                 budget_bytes: options.budget_bytes,
                 progress: Arc::clone(&progress),
                 cancel: cancelled,

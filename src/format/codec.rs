@@ -39,6 +39,11 @@ impl Codec {
         self as u32
     }
 
+    /// Whether it stands for one element, repeated.
+    pub const fn is_constant(self) -> bool {
+        matches!(self, Codec::Zero | Codec::Fill)
+    }
+
     /// The bit that stands for this codec in a set.
     pub const fn bit(self) -> u32 {
         1 << self.id()
@@ -160,6 +165,8 @@ pub enum CodecChoice {
     None,
     /// LZ4 wherever that is smaller; constant chunks as one element.
     Lz4,
+    /// Constant chunks as one element, everything else raw.
+    Constant,
 }
 
 /// A chunk ready for the wire.
@@ -179,6 +186,7 @@ impl CodecChoice {
     pub fn codecs(self) -> u32 {
         match self {
             CodecChoice::None => Codec::None.bit(),
+            CodecChoice::Constant => Codec::None.bit() | Codec::Zero.bit() | Codec::Fill.bit(),
             CodecChoice::Auto | CodecChoice::Lz4 => {
                 Codec::None.bit() | Codec::Zero.bit() | Codec::Lz4.bit() | Codec::Fill.bit()
             }

@@ -10,7 +10,9 @@ use std::{
 };
 
 /// Entries announced at a time.
-const ANNOUNCE_BATCH: u32 = 1024;
+const ANNOUNCE_BATCH: u32 = 512;
+/// Entries that may wait for their answer: the cells of earlier ones travel meanwhile.
+const MAX_UNANSWERED: u64 = 1024;
 
 /// Terms of one session, from Accept.
 #[derive(Clone, Copy, Debug)]
@@ -441,7 +443,8 @@ impl Sender {
         if let Some((cell, sent_crc32c)) = self.rechecks.pop_front() {
             return Some(SendAction::Recheck { cell, sent_crc32c });
         }
-        if (self.announced_count as usize) < self.entries.len() {
+        let is_behind = self.unanswered_count < MAX_UNANSWERED;
+        if (self.announced_count as usize) < self.entries.len() && is_behind {
             let end = (self.announced_count + ANNOUNCE_BATCH).min(self.entries.len() as u32);
             let range = self.announced_count..end;
             self.announced_count = range.end;

@@ -62,13 +62,13 @@ pub(crate) struct PooledBuffer {
     bytes: Vec<u8>,
     len: usize,
     pool: BufferPool,
-    reserved: Option<Reserved>,
+    reserved: Arc<Reserved>,
 }
 
 impl PooledBuffer {
-    /// Gives the buffer back and keeps its share of the budget.
-    pub(crate) fn into_reserved(mut self) -> Option<Reserved> {
-        self.reserved.take()
+    /// Its share of the budget, which stays taken as long as anybody holds it.
+    pub(crate) fn reserved(&self) -> Arc<Reserved> {
+        Arc::clone(&self.reserved)
     }
 }
 
@@ -82,10 +82,15 @@ impl BufferPool {
         }
     }
 
+    /// Length of the buffers that are used again, in bytes.
+    pub(crate) fn buffer_len(&self) -> usize {
+        self.buffer_len
+    }
+
     /// A buffer of `len` bytes with arbitrary content. Short ones are not pooled:
     /// a small tensor must not pin a whole chunk.
     pub(crate) fn take(&self, len: usize, reserved: Reserved) -> PooledBuffer {
-        let bytes = if len * 2 > self.buffer_len {
+        let bytes = if len * 2 > self.buffer_len && len <= self.buffer_len {
             let reused = self
                 .free
                 .lock()
@@ -99,7 +104,7 @@ impl BufferPool {
             bytes,
             len,
             pool: self.clone(),
-            reserved: Some(reserved),
+            reserved: Arc::new(reserved),
         }
     }
 }

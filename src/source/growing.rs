@@ -1,7 +1,7 @@
 //! A checkpoint that is still being produced: entries are added while earlier ones
 //! are sent already.
 
-use super::{SourceEntry, SourceError, SourceSet};
+use super::{Extent, SourceEntry, SourceError, SourceSet};
 use crate::plan::{EntryHeader, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip, first_16};
 use bytes::Bytes;
 use std::{
@@ -265,6 +265,25 @@ impl Supply {
             });
         };
         buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// As [`SourceSet::read_extents`].
+    pub(crate) fn read_extents(
+        &self,
+        extents: impl Iterator<Item = Extent>,
+        buf: &mut [u8],
+    ) -> Result<(), SourceError> {
+        if let Supply::Complete(set) = self {
+            return set.read_extents(extents, buf);
+        }
+        let mut rest = buf;
+        for extent in extents {
+            let len = rest.len().min(extent.len as usize);
+            let (now, later) = rest.split_at_mut(len);
+            self.read_at(extent.entry_index, extent.offset, now)?;
+            rest = later;
+        }
         Ok(())
     }
 

@@ -108,6 +108,24 @@ pub(crate) struct Piece {
     pub(crate) dst_offset: u64,
 }
 
+/// A run of bytes of a file.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    file_index: u32,
+    offset: u64,
+    len: u64,
+}
+
+/// A run of bytes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) entry_index: usize,
+    /// First byte in the entry.
+    pub(crate) offset: u64,
+    /// Length in bytes.
+    pub(crate) len: u32,
+}
+
 /// Something in the source that is not part of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -185,36 +203,76 @@ impl SourceSet {
         offset: u64,
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
+        let mut spans = Vec::with_capacity(1);
+        self.locate(entry_index, offset, buf.len() as u64, &mut spans)?;
+        self.read_spans(&spans, buf)
+    }
+
+    /// Fills `buf` with these runs one after the other. Runs that follow each other in
+    /// a file are read at once.
+    pub(crate) fn read_extents(
+        &self,
+        extents: impl Iterator<Item = Extent>,
+        buf: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let mut spans = Vec::new();
+        for extent in extents {
+            let len = u64::from(extent.len);
+            self.locate(extent.entry_index, extent.offset, len, &mut spans)?;
+        }
+        self.read_spans(&spans, buf)
+    }
+
+    /// Adds the places of a run of bytes of an entry.
+    fn locate(
+        &self,
+        entry_index: usize,
+        offset: u64,
+        len: u64,
+        spans: &mut Vec<Span>,
+    ) -> Result<(), SourceError> {
         let entry = self.entries.get(entry_index);
         let byte_len = entry.map_or(0, |entry| entry.header.byte_len);
         let out_of_range = || SourceError::Range {
             name: entry.map_or_else(|| entry_index.to_string(), |e| e.header.name.clone()),
             offset,
-            len: buf.len() as u64,
+            len,
             byte_len,
         };
         let pieces = entry.map(|entry| &entry.pieces).ok_or_else(out_of_range)?;
-        let fits = offset
-            .checked_add(buf.len() as u64)
-            .is_some_and(|end| end <= byte_len);
-        if !fits {
-            return Err(out_of_range());
-        }
+        let end = offset.checked_add(len).filter(|&end| end <= byte_len);
+        let end = end.ok_or_else(out_of_range)?;
         let mut at = offset;
-        let mut rest = buf;
         let first = pieces.partition_point(|piece| piece.dst_offset + piece.byte_len <= offset);
         for piece in &pieces[first..] {
-            if rest.is_empty() {
+            if at >= end {
                 break;
             }
             // Pieces tile the entry, so `at` lies in this one.
             let skip = at - piece.dst_offset;
-            let len =
-                usize::try_from(piece.byte_len - skip).map_or(rest.len(), |n| n.min(rest.len()));
+            let len = (piece.byte_len - skip).min(end - at);
+            at += len;
+            let (file_index, offset) = (piece.file_index, piece.file_offset + skip);
+            match spans.last_mut() {
+                Some(last) if last.file_index == file_index && last.offset + last.len == offset => {
+                    last.len += len;
+                }
+                _ => spans.push(Span {
+                    file_index,
+                    offset,
+                    len,
+                }),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_spans(&self, spans: &[Span], buf: &mut [u8]) -> Result<(), SourceError> {
+        let mut rest = buf;
+        for span in spans {
+            let len = usize::try_from(span.len).map_or(rest.len(), |n| n.min(rest.len()));
             let (now, later) = rest.split_at_mut(len);
-            self.files
-                .read_at(piece.file_index, piece.file_offset + skip, now)?;
-            at += len as u64;
+            self.files.read_at(span.file_index, span.offset, now)?;
             rest = later;
         }
         Ok(())

@@ -106,11 +106,17 @@ pub(crate) struct ManifestBlob {
     pub(crate) crc32c: String,
 }
 
+/// Bytes of a usual entry as JSON.
+const ENTRY_LEN_GUESS: usize = 512;
+
 impl Manifest {
     /// The file's bytes.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        // Room for all of it, or it is copied again and again as it grows.
+        let entry_count = self.tensors.len() + self.files.len();
+        let mut bytes = Vec::with_capacity((entry_count + 1) * ENTRY_LEN_GUESS);
         // Cannot fail: there are no maps with keys that are not text.
-        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        let _ = serde_json::to_writer_pretty(&mut bytes, self);
         bytes.push(b'\n');
         bytes
     }

@@ -23,7 +23,10 @@ use crate::{
     plan::{CheckpointName, EntryKind, Order},
     protocol::PublishPlan,
 };
-use std::{collections::BTreeSet, io::Write};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io::Write,
+};
 
 /// Bytes read at a time when everything is read again.
 const VERIFY_BUFFER_LEN: usize = 1 << 20;
@@ -40,12 +43,11 @@ pub(super) fn publish(
     }
     let data = staging.files.data();
     let manifest = build_manifest(staging, plan);
-    let keep: BTreeSet<String> = plan
-        .entries
-        .iter()
-        .map(|(slot, ..)| slot.file.clone())
-        .collect();
-    remove_others(data, "", &keep)?;
+    // A transfer that began with this session has no files of earlier ones.
+    if !staging.is_first_session() {
+        let keep = plan.entries.iter().map(|(slot, ..)| slot.file.as_str());
+        remove_others(data, "", &keep.collect())?;
+    }
 
     let bytes = manifest.to_bytes();
     let hash = *blake3::hash(&bytes).as_bytes();
@@ -61,7 +63,7 @@ pub(super) fn publish(
     file.write_all(&bytes).context("write", &shown)?;
     if is_synced {
         file.sync_all().context("sync", &shown)?;
-        sync_folders(data)?;
+        sync_folders(data, plan)?;
     }
     let overwrite = staging.open.overwrite;
     // After the record the transfer can only be published, so what is in the way
@@ -215,7 +217,7 @@ fn verify(staging: &Staging, plan: &PublishPlan) -> Result<(), StoreError> {
 }
 
 /// Removes every file that is not part of the checkpoint, and emptied folders.
-fn remove_others(dir: &Dir, prefix: &str, keep: &BTreeSet<String>) -> Result<(), StoreError> {
+fn remove_others(dir: &Dir, prefix: &str, keep: &HashSet<&str>) -> Result<(), StoreError> {
     for (child, node) in dir.list()? {
         let path = format!("{prefix}{child}");
         match node {
@@ -224,24 +226,32 @@ fn remove_others(dir: &Dir, prefix: &str, keep: &BTreeSet<String>) -> Result<(),
                 // Fails where something is left, which is the point.
                 dir.remove_empty_dir(&child);
             }
-            Node::File | Node::Other if !keep.contains(&path) => dir.remove_file(&child)?,
+            Node::File | Node::Other if !keep.contains(path.as_str()) => dir.remove_file(&child)?,
             Node::File | Node::Other => {}
         }
     }
     Ok(())
 }
 
-fn sync_folders(dir: &Dir) -> Result<(), StoreError> {
-    for (child, node) in dir.list()? {
-        if node == Node::Dir {
-            sync_folders(&dir.sub(&child)?)?;
+/// Makes the names of all files durable: inner folders before those they lie in.
+fn sync_folders(data: &Dir, plan: &PublishPlan) -> Result<(), StoreError> {
+    let mut folders = BTreeSet::new();
+    for (slot, ..) in &plan.entries {
+        let mut path = slot.file.as_str();
+        while let Some((folder, _)) = path.rsplit_once('/') {
+            folders.insert(folder);
+            path = folder;
         }
     }
-    dir.sync()
+    for folder in folders.into_iter().rev() {
+        data.sub(folder)?.sync()?;
+    }
+    data.sync()
 }
 
 fn build_manifest(staging: &Staging, plan: &PublishPlan) -> Manifest {
-    let (mut tensors, mut files, mut total_nbytes) = (Vec::new(), Vec::new(), 0);
+    let mut tensors = Vec::with_capacity(plan.entries.len());
+    let (mut files, mut total_nbytes) = (Vec::new(), 0);
     for (slot, announcement, crc32c) in &plan.entries {
         let header = &slot.header;
         let crc32c = format!("{crc32c:08x}");

@@ -335,6 +335,11 @@ impl Staging {
         Ok(())
     }
 
+    /// No session of this transfer was before.
+    pub(super) fn is_first_session(&self) -> bool {
+        self.epoch == 1
+    }
+
     /// Puts the checkpoint under its name. Returns BLAKE3 of its manifest.
     pub(crate) fn publish(&self, plan: &PublishPlan) -> Result<[u8; 32], StoreError> {
         publish::publish(self, plan, self.is_synced)

@@ -1,5 +1,6 @@
-//! From a cell of the source to a chunk ready to go: read by an I/O thread into a
-//! pooled buffer, summed and encoded by a CPU worker.
+//! From cells of the source to chunks ready to go: read by an I/O thread into a
+//! pooled buffer, summed and encoded by a CPU worker. Small cells go through it in
+//! runs, which are one buffer and, where they follow each other in a file, one read.
 
 use super::{Prepared, Session};
 use crate::{
@@ -13,14 +14,20 @@ use crate::{
         buffers::{PooledBuffer, Reserved},
         workers::{on_cpu, on_io},
     },
+    source::Extent,
 };
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// Cells shorter than this share a run.
+pub(super) const SMALL_BYTES: u32 = 64 << 10;
+/// Most cells of a run.
+pub(super) const RUN_CELLS: usize = 512;
+
 /// Encoded bytes with their share of the budget.
 struct EncodedBuffer {
     bytes: Vec<u8>,
-    _reserved: Option<Reserved>,
+    _reserved: Arc<Reserved>,
 }
 
 impl AsRef<[u8]> for EncodedBuffer {
@@ -29,50 +36,51 @@ impl AsRef<[u8]> for EncodedBuffer {
     }
 }
 
-/// Has a cell read and queued for the lanes.
-pub(super) fn prepare(session: &Arc<Session>, cell: CellId, reserved: Reserved) {
-    let span = session.core().span(cell);
-    let Some((offset, len)) = span else { return };
+/// Has cells read and queued for the lanes, in their order.
+pub(super) fn prepare(session: &Arc<Session>, cells: Vec<(CellId, Extent)>, reserved: Reserved) {
     session.job(on_io, move |session| {
-        let mut buffer = session.pool.take(len as usize, reserved);
-        if let Err(error) =
-            session
-                .context
-                .source
-                .read_at(cell.entry as usize, offset, buffer.as_mut())
-        {
+        let len = cells.iter().map(|(_, extent)| extent.len as usize).sum();
+        let mut buffer = session.pool.take(len, reserved);
+        let extents = cells.iter().map(|(_, extent)| *extent);
+        let source = &session.context.source;
+        if let Err(error) = source.read_extents(extents, buffer.as_mut()) {
             return session.fail(error);
         }
         session.job(on_cpu, move |session| {
-            sum_and_queue(session, cell, offset, buffer)
+            sum_and_queue(session, &cells, buffer)
         });
     });
 }
 
-fn sum_and_queue(session: &Session, cell: CellId, offset: u64, buffer: PooledBuffer) {
-    let raw_len = buffer.as_ref().len() as u32;
-    let crc32c = checksum::crc32c(buffer.as_ref());
-    let source = &session.context.source;
-    let item_len = source.with_entry(cell.entry as usize, |entry| entry.header.item_len());
-    let item_len = item_len.unwrap_or(1);
-    let choice = session.context.codec;
-    let (codec, bytes) = match choice.encode(session.codecs, buffer.as_ref(), item_len) {
-        Encoded::Raw => (Codec::None, Bytes::from_owner(buffer)),
-        // A constant chunk takes no memory worth counting.
-        Encoded::As(codec @ (Codec::Zero | Codec::Fill), bytes) => (codec, Bytes::from(bytes)),
-        Encoded::As(codec, bytes) => {
-            let _reserved = buffer.into_reserved();
-            (codec, Bytes::from_owner(EncodedBuffer { bytes, _reserved }))
-        }
-    };
-    let head = ChunkHead {
-        entry: cell.entry,
-        offset,
-        raw_len,
-        encoded_len: bytes.len() as u32,
-        codec: codec.id(),
-        crc32c,
-    };
-    // Unbounded in form only: every chunk in it is part of the window.
-    let _ = session.prepared.send(Prepared { cell, head, bytes });
+fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], buffer: PooledBuffer) {
+    let reserved = buffer.reserved();
+    let buffer = Bytes::from_owner(buffer);
+    let mut at = 0;
+    for (cell, extent) in cells {
+        let raw = buffer.slice(at..at + extent.len as usize);
+        at += raw.len();
+        let source = &session.context.source;
+        let item_len = source.with_entry(extent.entry_index, |entry| entry.header.item_len());
+        let crc32c = checksum::crc32c(&raw);
+        let (codec, bytes) = match session.encoder.encode(&raw, item_len.unwrap_or(1)) {
+            Encoded::Raw => (Codec::None, raw),
+            // A constant chunk takes no memory worth counting.
+            Encoded::As(codec, bytes) if codec.is_constant() => (codec, Bytes::from(bytes)),
+            Encoded::As(codec, bytes) => {
+                let _reserved = Arc::clone(&reserved);
+                (codec, Bytes::from_owner(EncodedBuffer { bytes, _reserved }))
+            }
+        };
+        let head = ChunkHead {
+            entry: cell.entry,
+            offset: extent.offset,
+            raw_len: extent.len,
+            encoded_len: bytes.len() as u32,
+            codec: codec.id(),
+            crc32c,
+        };
+        let cell = *cell;
+        // Unbounded in form only: every chunk in it is part of the window.
+        let _ = session.prepared.send(Prepared { cell, head, bytes });
+    }
 }

@@ -6,10 +6,12 @@
 //! the order in which the role counts them, and one takes in what comes back.
 
 mod cell;
+mod encoder;
 mod lane;
 
 use self::{
-    cell::prepare,
+    cell::{RUN_CELLS, SMALL_BYTES, prepare},
+    encoder::Encoder,
     lane::{Queue, keep_lane, write_chunks},
 };
 use super::{
@@ -29,7 +31,7 @@ use crate::{
         Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
         ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
     },
-    source::{SourceEntry, Supply},
+    source::{Extent, SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
         encode_sources_and_entries, pb, reason_of,
@@ -56,6 +58,10 @@ use tonic::{Streaming, transport::Channel};
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// After Done and after an interrupt the receiver has this long to end the call.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The source is read this far ahead of the connections, or this many chunks where
+/// they are long: what has not been sent is only a cost to caches and memory.
+const READ_AHEAD_BYTES: u64 = 32 << 20;
+const READ_AHEAD_CHUNKS: u64 = 8;
 /// Bytes of announcements in one frame.
 const ANNOUNCE_FRAME_BYTES: usize = 60 << 10;
 
@@ -72,8 +78,7 @@ pub(crate) struct SendContext {
     /// Connections wished, the control lane among them.
     pub(crate) lanes: u32,
     pub(crate) codec: CodecChoice,
-    pub(crate) budget: Budget,
-    /// Bytes of the whole budget, which also bounds the window.
+    /// Memory for chunks on their way; half of it bounds the window.
     pub(crate) budget_bytes: u64,
     pub(crate) progress: Arc<ProgressCell>,
     /// Becomes true when the user wants to stop.
@@ -96,8 +101,9 @@ struct Session {
     failure: Mutex<Option<SendError>>,
     done: Mutex<Option<Done>>,
     prepared: mpsc::UnboundedSender<Prepared>,
-    /// Codecs agreed on.
-    codecs: u32,
+    encoder: Encoder,
+    /// Bytes read and not yet handed to a connection.
+    budget: Budget,
     session_token: Digest16,
     /// Number of the next lane.
     next_lane: AtomicU32,
@@ -228,7 +234,7 @@ pub(crate) async fn send(
     }
     let mut cancel = session.context.cancel.clone();
     let result = tokio::select! {
-        result = drive(&session, &out, accept.chunk_len) => result,
+        result = drive(&session, &out) => result,
         () = panicked(&mut reader) => Err(SendError::Bug("the reader of answers panicked".to_owned())),
         () = panicked(&mut writer) => Err(SendError::Bug("the writer of chunks panicked".to_owned())),
         // A receiver that reads nothing must not keep the user waiting.
@@ -253,6 +259,9 @@ fn start(
         .window_bytes
         .min(context.budget_bytes / 2)
         .max(u64::from(accept.chunk_len));
+    let read_ahead_bytes = READ_AHEAD_BYTES
+        .max(u64::from(accept.chunk_len) * READ_AHEAD_CHUNKS)
+        .min(context.budget_bytes);
     let core = Sender::new(SenderConfig { grid, window_bytes }, open.fingerprint);
     context.progress.update(|p| {
         p.stage = Stage::Sending;
@@ -264,13 +273,14 @@ fn start(
     let session = Session {
         is_first,
         core: Mutex::new(core),
-        pool: BufferPool::new(accept.chunk_len as usize, context.budget_bytes),
+        pool: BufferPool::new(accept.chunk_len as usize, read_ahead_bytes),
+        encoder: Encoder::new(context.codec, accept.codecs & open.codecs),
+        budget: Budget::new(read_ahead_bytes),
         context,
         wake: Notify::new(),
         failure: Mutex::new(None),
         done: Mutex::new(None),
         prepared: sender,
-        codecs: accept.codecs & open.codecs,
         session_token: accept.session_token,
         next_lane: AtomicU32::new(1),
     };
@@ -278,15 +288,13 @@ fn start(
 }
 
 /// Asks the role what to do until the checkpoint is published.
-async fn drive(
-    session: &Arc<Session>,
-    out: &LaneSender,
-    chunk_len: u32,
-) -> Result<Done, SendError> {
+async fn drive(session: &Arc<Session>, out: &LaneSender) -> Result<Done, SendError> {
     let mut cancel = session.context.cancel.clone();
     let source = &session.context.source;
     let mut grown = source.watch();
     let mut source_count = 0;
+    // What the role said after the last cell of a run.
+    let mut ahead = None;
     take_entries(source, &mut session.core());
     loop {
         if let Some(error) = session.take_failure() {
@@ -301,7 +309,10 @@ async fn drive(
             tell_why(out, &SendError::Interrupted).await;
             return Err(SendError::Interrupted);
         }
-        let action = session.core().poll();
+        let action = match ahead.take() {
+            Some(action) => Some(action),
+            None => session.core().poll(),
+        };
         match action {
             Some(SendAction::Announce(entries)) => {
                 // Each source before the first entry that cites it.
@@ -309,9 +320,10 @@ async fn drive(
                 announce(session, out, entries).await?;
             }
             Some(SendAction::Send(cell)) => {
-                let len = session.core().span(cell).map_or(0, |(_, len)| len);
+                let cells = take_run(session, cell, &mut ahead);
+                let bytes = cells.iter().map(|(_, extent)| u64::from(extent.len)).sum();
                 tokio::select! {
-                    reserved = session.context.budget.reserve(u64::from(len.min(chunk_len))) => prepare(session, cell, reserved),
+                    reserved = session.budget.reserve(bytes) => prepare(session, cells, reserved),
                     () = cancelled(&mut cancel) => {}
                 }
             }
@@ -324,6 +336,48 @@ async fn drive(
                     () = source.grown(&mut grown) => take_entries(source, &mut session.core()),
                     () = cancelled(&mut cancel) => {}
                 }
+            }
+        }
+    }
+}
+
+/// A cell together with the small ones that the role wants sent next.
+fn take_run(
+    session: &Session,
+    first: CellId,
+    ahead: &mut Option<SendAction>,
+) -> Vec<(CellId, Extent)> {
+    let mut core = session.core();
+    let mut run: Vec<(CellId, Extent)> = Vec::new();
+    let (mut next, mut bytes) = (first, 0);
+    loop {
+        let Some((offset, len)) = core.span(next) else {
+            return run;
+        };
+        if len >= SMALL_BYTES && !run.is_empty() {
+            *ahead = Some(SendAction::Send(next));
+            return run;
+        }
+        let entry_index = next.entry as usize;
+        run.push((
+            next,
+            Extent {
+                entry_index,
+                offset,
+                len,
+            },
+        ));
+        bytes += len as usize;
+        // One more small cell still fits into a buffer of the pool.
+        let is_full = bytes + SMALL_BYTES as usize > session.pool.buffer_len();
+        if len >= SMALL_BYTES || is_full || run.len() >= RUN_CELLS {
+            return run;
+        }
+        match core.poll() {
+            Some(SendAction::Send(cell)) => next = cell,
+            other => {
+                *ahead = other;
+                return run;
             }
         }
     }
