@@ -106,7 +106,11 @@ impl ProgressCell {
         self.update(|p| {
             p.total_bytes = state.total_bytes;
             p.durable_bytes = p.durable_bytes.max(state.durable_bytes);
-            p.settled_bytes = p.settled_bytes.max(state.settled_bytes);
+            // Durable may be heard of on one lane before the ack comes on another.
+            p.settled_bytes = p
+                .settled_bytes
+                .max(state.settled_bytes)
+                .max(p.durable_bytes);
         });
     }
 }
