@@ -94,7 +94,13 @@ def make_source(folder: Path, total: int, rng: random.Random) -> dict[str, Tenso
         with path.open("wb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
             for start in range(0, at, PIECE):
-                out.write(rng.randbytes(min(PIECE, at - start)))
+                n = min(PIECE, at - start)
+                # Every third piece shrinks, so that a codec has work; none equals another.
+                if start // PIECE % 3 == 2:
+                    unit = rng.randbytes(4099)
+                    out.write((unit * (n // len(unit) + 1))[:n])
+                else:
+                    out.write(rng.randbytes(n))
             out.flush()
             os.fsync(out.fileno())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

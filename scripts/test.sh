@@ -31,9 +31,13 @@ need() {
     command -v "$1" >/dev/null
 }
 
-python_packages="numpy==2.4.* safetensors==0.8.* ml_dtypes==0.6.* google-crc32c==1.*"
+python_packages="numpy==2.4.* safetensors==0.8.* ml_dtypes==0.6.* google-crc32c==1.* blake3==1.0.* lz4==4.4.* h2==4.4.*
+    grpcio==1.85.* grpcio-tools==1.85.* grpcio-status==1.85.* grpcio-health-checking==1.85.* grpcio-reflection==1.85.*"
 venv=$cache/venv
-python_ready() { "$venv/bin/python" -c 'import numpy, safetensors, ml_dtypes, google_crc32c' 2>/dev/null; }
+python_ready() {
+    "$venv/bin/python" -c 'import numpy, safetensors, ml_dtypes, google_crc32c, blake3, lz4.block, h2
+import grpc_tools, grpc_status, grpc_health, grpc_reflection' 2>/dev/null
+}
 need_python() {
     python_ready && return 0
     mkdir -p "$cache"
@@ -44,11 +48,17 @@ need_python() {
 part "formatting"
 cargo fmt --all -- --check
 
+# Everything that pushes runs twice: as users do, and with several lanes, a codec and small chunks.
+several=(env TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K)
+
 part "lints"
-cargo clippy --locked --all-targets -- -D warnings
+cargo clippy --locked --all-targets --features __internals -- -D warnings
 
 part "tests"
 cargo test --locked --no-fail-fast
+
+part "tests, several lanes and lz4"
+"${several[@]}" cargo test --locked --no-fail-fast --tests
 
 part "documents"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
@@ -63,43 +73,71 @@ part "what lands, seen from Python"
 if need_python; then
     python=$venv/bin/python
     "$python" tests/tools/make_checkpoints.py "$work/sources"
-    "$python" tests/tools/check_landing.py --binary "$binary" --python "$python" \
-        "$work/sources/every_dtype_st" "$work/sources/every_dtype_npy" "$work/sources/one.npy"
+    landing=("$python" tests/tools/check_landing.py --binary "$binary" --python "$python")
+    made=("$work/sources/every_dtype_st" "$work/sources/every_dtype_npy" "$work/sources/one.npy")
+    "${landing[@]}" "${made[@]}"
+    "${several[@]}" "${landing[@]}" "${made[@]}"
     if "$python" scripts/fetch_model.py "$cache/model"; then
-        "$python" tests/tools/check_landing.py --binary "$binary" --python "$python" \
-            "$cache/model" "$cache/model/model.safetensors"
+        "${landing[@]}" "$cache/model" "$cache/model/model.safetensors"
+        "${several[@]}" "${landing[@]}" "$cache/model" "$cache/model/model.safetensors"
     else
         not_run "real model"
     fi
+
+    part "a stock gRPC client"
+    "$python" tests/interop/run.py --binary "$binary"
+
+    part "hostile HTTP/2"
+    "$python" tests/tools/hostile_h2.py --binary "$binary" --seconds 1
 else
-    not_run "landing checks (numpy, safetensors, ml_dtypes, google-crc32c)"
+    not_run "landing checks, stock gRPC client, hostile HTTP/2 (Python packages)"
 fi
 
-if [ "$what" = all ]; then
-    part "kills"
+# What follows takes the server or the client down, or looks at every system call.
+campaigns() {
+    part "kills$1"
     python3 scripts/kill_campaign.py --binary "$binary" --workdir "$work" --bytes 1G \
         --server-kills "${TENSORFERRY_KILLS:-5}" --client-kills "${TENSORFERRY_KILLS:-5}" \
         --seed "${TENSORFERRY_KILL_SEED:-1}"
 
-    part "damage on the way"
+    part "damage on the way$1"
     python3 tests/tools/corruption_check.py --binary "$binary"
 
-    part "changed sources"
+    part "changed sources$1"
     python3 tests/tools/source_change_check.py --binary "$binary"
 
     if need strace; then
-        part "order of syncs"
+        part "order of syncs$1"
         python3 scripts/check_sync_order.py --binary "$binary"
         python3 scripts/check_sync_order.py --binary "$binary" --durability group --small 80
 
-        part "crashes while publishing"
+        part "crashes while publishing$1"
         python3 scripts/publish_crash.py --binary "$binary" --quick
 
-        part "broken builds are noticed"
+        part "broken builds are noticed$1"
         python3 scripts/mutants.py --build
     else
         not_run "order of syncs, crashes while publishing, broken builds (strace)"
     fi
+}
+
+if [ "$what" = all ]; then
+    campaigns ""
+    (
+        export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K
+        campaigns ", several lanes and lz4"
+    )
+
+    part "benches run"
+    cargo test --locked --benches --features __internals
+
+    part "measurements run"
+    for tool in strace valgrind rsync cc; do
+        need "$tool" || not_run "measurements ($tool)"
+    done
+    for script in count_copies memory_bound versus_rsync resume_start small_tensors; do
+        python3 "scripts/$script.py" --binary "$binary" --quick --workdir "$work"
+    done
 fi
 
 if [ "$missing" = 1 ] && [ "${CI:-}" = true ]; then

@@ -24,7 +24,10 @@ fn program() -> Command {
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TENSORFERRY_"))
     {
         // The same claims hold with several lanes and with a codec.
-        if name != "TENSORFERRY_LANES" && name != "TENSORFERRY_CODEC" {
+        let is_kept = ["LANES", "CODEC", "CHUNK"]
+            .iter()
+            .any(|flag| name == format!("TENSORFERRY_{flag}").as_str());
+        if !is_kept {
             command.env_remove(name);
         }
     }

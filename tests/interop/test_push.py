@@ -72,6 +72,23 @@ class Pushes(ServerTest):
         np.testing.assert_array_equal(self.landed_array("dtypes", "step"), 12345)
         self.assertTrue(self.landed_array("dtypes", "columns").flags.f_contiguous)
 
+    def test_further_lanes_bring_chunks_and_take_their_own_acks(self) -> None:
+        tensors = [random_tensor("w", 4 * CELL + 9, 5)]
+        control = self.push().opened("lanes", tensors)
+        self.assertGreater(control.accept.max_lanes, 2)
+        for lane in (1, 2):
+            # A connection of its own, as a client in a hurry would have.
+            joined = self.push(self.connect())
+            joined.send(pb.SenderFrame(join=pb.Join(session_token=control.accept.session_token, lane=lane)))
+            self.assertEqual(joined.until(lambda s: s.accept).accept, control.accept)
+            joined.send(chunk(0, lane, tensors[0].cell(lane)))
+            joined.settled()
+            joined.close()
+        for cell in (0, 3, 4):
+            control.send(chunk(0, cell, tensors[0].cell(cell)))
+        control.settled().finished(tensors)
+        self.assert_landed("lanes", tensors)
+
     def test_every_sent_cell_is_acked_and_becomes_durable(self) -> None:
         tensors = every_kind()
         push = self.push().opened("acks", tensors)
