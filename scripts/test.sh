@@ -115,17 +115,17 @@ campaigns() {
         python3 scripts/publish_crash.py --binary "$binary" --quick
 
         part "broken builds are noticed$1"
-        python3 scripts/mutants.py --build
+        python3 scripts/mutants.py "${@:2}"
     else
         not_run "order of syncs, crashes while publishing, broken builds (strace)"
     fi
 }
 
 if [ "$what" = all ]; then
-    campaigns ""
+    campaigns "" --build
     (
         export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K
-        campaigns ", several lanes and lz4"
+        campaigns ", several lanes and lz4" --binaries target/mutants
     )
 
     part "benches run"
