@@ -83,8 +83,15 @@ impl Pace {
     }
 
     /// Looks at the session. `total_bytes` = all that has come since it began, as
-    /// bytes of the wire or of cells that the sender needed not send in full.
-    pub(crate) fn verdict(&mut self, now: Instant, total_bytes: u64, turn: Turn) -> Verdict {
+    /// bytes of the wire or of cells that the sender needed not send in full;
+    /// `unseen_bytes` = what may have come on top of it and shows only once it is whole.
+    pub(crate) fn verdict(
+        &mut self,
+        now: Instant,
+        total_bytes: u64,
+        unseen_bytes: u64,
+        turn: Turn,
+    ) -> Verdict {
         // A machine that slept, or was too busy to look, charges nobody for it.
         let elapsed = now
             .saturating_duration_since(self.seen_at)
@@ -107,8 +114,12 @@ impl Pace {
             return Verdict::Fine;
         }
         let due = u128::from(self.limits.min_bytes_per_second) * self.owed_time.as_millis() / 1000;
-        if u128::from(self.owed_bytes) < due {
+        if u128::from(self.owed_bytes) + u128::from(unseen_bytes) < due {
             return Verdict::TooSlow(self.owed_time);
+        }
+        if u128::from(self.owed_bytes) < due {
+            // Not known yet: the time counts on, and so does what is due.
+            return Verdict::Fine;
         }
         (self.owed_time, self.owed_bytes) = (Duration::ZERO, 0);
         Verdict::Fine
@@ -130,7 +141,7 @@ mod tests {
         (1..=seconds).find_map(|second| {
             let (bytes, turn) = each(second);
             total += bytes;
-            let verdict = pace.verdict(begun + SECOND * second as u32, total, turn);
+            let verdict = pace.verdict(begun + SECOND * second as u32, total, 0, turn);
             (verdict != Verdict::Fine).then_some((second, verdict))
         })
     }
@@ -154,6 +165,27 @@ mod tests {
             first_verdict(1000, burst),
             Some((60, Verdict::TooSlow(SECOND * 30)))
         );
+    }
+
+    #[test]
+    fn what_shows_only_when_it_is_whole_is_waited_for_but_not_forever() {
+        const LANES: u64 = 16;
+        const FRAME_BYTES: u64 = 1 << 20;
+        // All lanes of a slow link are in the middle of a frame for most of the time.
+        let begun = Instant::now();
+        let judge = |bytes_per_second: u64| {
+            let mut pace = Pace::new(PaceLimits::default(), begun);
+            (1..=3000).find(|&second: &u64| {
+                let whole = second * bytes_per_second / (LANES * FRAME_BYTES);
+                let seen = whole * LANES * FRAME_BYTES;
+                let now = begun + SECOND * second as u32;
+                let unseen = LANES * FRAME_BYTES;
+                let verdict = pace.verdict(now, seen, unseen, Turn::Sender);
+                verdict != Verdict::Fine
+            })
+        };
+        assert_eq!(judge(200 << 10), None);
+        assert_eq!(judge(0), Some(257));
     }
 
     #[test]
@@ -185,7 +217,7 @@ mod tests {
     fn a_jump_of_the_clock_is_nobodys_fault() {
         let begun = Instant::now();
         let mut pace = Pace::new(PaceLimits::default(), begun);
-        let verdict = pace.verdict(begun + SECOND * 86_400, 0, Turn::Sender);
+        let verdict = pace.verdict(begun + SECOND * 86_400, 0, 0, Turn::Sender);
         assert_eq!(verdict, Verdict::Fine);
     }
 }

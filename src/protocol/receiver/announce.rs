@@ -64,7 +64,10 @@ impl Receiver {
             Some(_) => {
                 let numbers = self.recovered_by_source.get(&state.key);
                 for number in numbers.into_iter().flatten() {
-                    if let Some(slot) = self.slots.get_mut(number) {
+                    // One that was announced since may come from elsewhere now.
+                    if let Some(slot) = self.slots.get_mut(number)
+                        && slot.slot.source_keys.contains(&state.key)
+                    {
                         slot.demote();
                     }
                 }

@@ -3,6 +3,8 @@
 mod announce;
 mod chunks;
 mod commit;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use work::{
@@ -201,13 +203,24 @@ impl Receiver {
             || self.comparing_count > 0
     }
 
-    /// Cells are wanted that the sender has said it has.
+    /// Cells are wanted that the sender has said it has, and it has none to compare
+    /// first: reading those takes it as long as it takes.
     pub fn is_owed(&self) -> bool {
+        let announced = self.announced.iter();
+        let slots = announced.filter_map(|(number, _)| self.slots.get(number));
+        let mut answered = slots.filter(|slot| slot.answered && !slot.is_durable());
+        let mut is_owed = false;
         matches!(self.config.manifest, ManifestPromise::Complete { .. })
-            && self.announced.iter().any(|(number, _)| {
-                let slot = self.slots.get(number);
-                slot.is_some_and(|s| s.answered && !s.is_durable() && !s.missing().is_empty())
+            && answered.all(|slot| {
+                is_owed |= !slot.missing().is_empty();
+                slot.held.is_empty()
             })
+            && is_owed
+    }
+
+    /// Lanes at the moment.
+    pub fn lane_count(&self) -> u32 {
+        self.lanes.len() as u32
     }
 
     /// The sender gave up, or the connection did: commit what is written.

@@ -32,6 +32,11 @@ use tonic::body::Body;
 
 /// A peer that takes no answer for this long is gone.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What the slowest link that is allowed needs for one DATA frame.
+const DATA_FRAME_TIME: Duration = Duration::from_secs(16);
+
+/// What a chunk takes in memory beside its bytes: most of what a tiny one takes.
+const CHUNK_OVERHEAD_BYTES: u64 = 512;
 
 /// Limits of messages once the chunk length is known.
 pub(super) fn set_limits(parser: &mut FrameParser, chunk_len: u32) {
@@ -116,9 +121,11 @@ pub(super) async fn run_lane(
             next_data(&mut body).await?
         } else {
             let _open = Counted::new(&session.open_frame_count);
-            timeout(STALL_TIMEOUT, next_data(&mut body))
+            // The lanes share the link, and each is in a frame of its own.
+            let patience = (DATA_FRAME_TIME * session.core().lane_count()).max(STALL_TIMEOUT);
+            timeout(patience, next_data(&mut body))
                 .await
-                .map_err(|_| SessionError::Idle(STALL_TIMEOUT.as_secs()))??
+                .map_err(|_| SessionError::Idle(patience.as_secs()))??
         };
         match data {
             Some(data) => {
@@ -211,7 +218,7 @@ async fn take_batch(
             tickets.push(match core.arrive(lane, head)? {
                 Arrival::Take(ticket) => {
                     raw_bytes += u64::from(head.raw_len);
-                    bytes += memory_of(head);
+                    bytes += CHUNK_OVERHEAD_BYTES + memory_of(head);
                     Some(ticket)
                 }
                 Arrival::Duplicate => None,

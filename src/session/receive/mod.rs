@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     format::codec,
+    options::HTTP2_FRAME_BYTES,
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
     protocol::{
         Accept, Done, Durability, MAX_CONTROL_BYTES, Open, ProtocolError, PublishPlan, Reason,
@@ -156,7 +157,11 @@ impl Session {
             Turn::Nobody
         };
         let heard = self.heard_bytes.load(Ordering::Relaxed);
-        match pace.verdict(Instant::now(), heard, turn) {
+        // A DATA frame shows once all of it is here. One comes soon enough at the least
+        // rate; several lanes are in one each and share the rate.
+        let open_frames = self.open_frame_count.load(Ordering::Relaxed) as u64;
+        let unseen = open_frames.saturating_sub(1) * u64::from(HTTP2_FRAME_BYTES);
+        match pace.verdict(Instant::now(), heard, unseen, turn) {
             Verdict::Fine => {}
             Verdict::TooSlow(time) => self.fail(SessionError::Slow(time.as_secs())),
             Verdict::Silent(time) => self.fail(SessionError::Idle(time.as_secs())),
