@@ -69,11 +69,12 @@ struct OpenFile {
 
 impl OpenFile {
     /// Makes sure that blocks exist for `end` bytes and some ahead, so that a full
-    /// disk shows here and not in the middle of a write.
-    fn allocate(&self, end: u64) -> Result<(), StoreError> {
+    /// disk shows here and not in the middle of a write. `false`: the file system
+    /// cannot do that.
+    fn allocate(&self, end: u64) -> Result<bool, StoreError> {
         let mut allocated = lock(&self.allocated);
         if end <= *allocated {
-            return Ok(());
+            return Ok(*allocated != u64::MAX);
         }
         let upto = end
             .saturating_add(ALLOCATE_AHEAD_BYTES)
@@ -86,7 +87,7 @@ impl OpenFile {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => u64::MAX,
             Err(e) => return Err(e).context("allocate space for", &self.path),
         };
-        Ok(())
+        Ok(*allocated != u64::MAX)
     }
 }
 
@@ -183,8 +184,10 @@ impl Files {
         }
         let file = self.file(placement.slot(), placement.is_recorded())?;
         let at = file.prefix_len + placement.offset();
-        file.allocate(at + u64::from(placement.raw_len()))?;
+        let has_blocks = file.allocate(at + u64::from(placement.raw_len()))?;
         let written = match self.mode {
+            // A store into a hole of a full disk is a signal, a write is an error.
+            WriteMode::Map if !has_blocks => write_all_parts(&file.file, at, parts),
             WriteMode::Auto | WriteMode::Pwrite => write_all_parts(&file.file, at, parts),
             WriteMode::Map => copy_parts(&file.file, at, placement.raw_len() as usize, parts),
         };

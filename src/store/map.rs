@@ -50,9 +50,11 @@ impl WriteMap {
         let mut options = memmap2::MmapOptions::new();
         // SAFETY: see the contract of the type.
         let map = unsafe { options.offset(offset).len(len).map_mut(file)? };
-        // Without it the stores below fault the pages in.
-        let _ = map.advise(memmap2::Advice::PopulateWrite);
-        Ok(WriteMap { map })
+        match map.advise(memmap2::Advice::PopulateWrite) {
+            // Kernels before 5.14 do not know it: the stores fault the pages in.
+            Err(e) if e.kind() != io::ErrorKind::InvalidInput => Err(e),
+            _ => Ok(WriteMap { map }),
+        }
     }
 
     /// The bytes.
@@ -66,5 +68,22 @@ impl Deref for ReadMap {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_cannot_be_made_are_an_error_and_no_signal() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100).unwrap();
+        let mut map = WriteMap::new(&file, 10, 90).unwrap();
+        map.bytes().fill(1);
+        // The pages after the first are beyond the end. Where the kernel cannot tell,
+        // nothing is stored here.
+        let beyond = WriteMap::new(&file, 0, 1 << 20);
+        assert!(beyond.is_err());
     }
 }
