@@ -5,6 +5,8 @@ use crate::format::Dtype;
 
 /// Most entries of one checkpoint.
 pub const MAX_ENTRIES: u64 = 1 << 20;
+/// Longest entry in bytes: no file is longer, and sums of offsets cannot overflow.
+pub const MAX_ENTRY_BYTES: u64 = 1 << 62;
 /// Most dimensions of one tensor, as numpy 1 has it.
 pub const MAX_DIMENSIONS: usize = 32;
 /// Most sources that one entry may cite.
@@ -155,6 +157,12 @@ impl EntryHeader {
             name: clip(&self.name),
             why,
         };
+        if self.byte_len > MAX_ENTRY_BYTES {
+            return Err(bad_shape(format!(
+                "{} bytes are more than {MAX_ENTRY_BYTES}",
+                self.byte_len
+            )));
+        }
         match self.kind {
             EntryKind::Blob => {
                 super::name::check_blob_name(&self.name)?;
@@ -253,6 +261,21 @@ mod tests {
         assert_eq!(header.byte_len, 24);
         header.byte_len = 23;
         assert!(matches!(header.check(), Err(PlanError::Shape { .. })));
+    }
+
+    #[test]
+    fn a_length_near_the_end_of_the_numbers_is_refused() {
+        for byte_len in [MAX_ENTRY_BYTES + 1, u64::MAX] {
+            let tensor = EntryHeader::tensor("w", Dtype::U8, &[byte_len]);
+            let blob = EntryHeader::blob("b", byte_len);
+            for refused in [tensor, blob] {
+                assert!(matches!(refused, Err(PlanError::Shape { .. })));
+            }
+        }
+        let longest = EntryHeader::blob("b", MAX_ENTRY_BYTES).unwrap();
+        let grid = crate::plan::Grid::new(crate::plan::CHUNK_LEN_MAX).unwrap();
+        let count = grid.cell_count(longest.byte_len);
+        assert_eq!(grid.span_bytes(longest.byte_len, 0, count), MAX_ENTRY_BYTES);
     }
 
     #[test]

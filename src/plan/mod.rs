@@ -11,8 +11,8 @@ mod text;
 pub use cell_sums::CellSums;
 pub(crate) use entry::first_16;
 pub use entry::{
-    Digest16, EntryHeader, EntryKind, MAX_ALIASES, MAX_DIMENSIONS, MAX_ENTRIES, MAX_ENTRY_SOURCES,
-    Order, SourceKey, SourceState, digest_entries,
+    Digest16, EntryHeader, EntryKind, MAX_ALIASES, MAX_DIMENSIONS, MAX_ENTRIES, MAX_ENTRY_BYTES,
+    MAX_ENTRY_SOURCES, Order, SourceKey, SourceState, digest_entries,
 };
 pub use grid::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, CHUNK_LEN_MIN, CellId, Grid};
 pub use name::{CheckpointName, FileNames, MAX_ENTRY_NAME_LEN, safe_file_name};

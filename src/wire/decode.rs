@@ -355,13 +355,19 @@ fn decode_durability(number: i32) -> Result<Durability, WireError> {
 
 fn decode_ranges(ranges: &[pb::CellRange]) -> Result<RangeSet, WireError> {
     let mut set = RangeSet::new();
+    let mut least = 0;
     for range in ranges {
+        // In order, each costs the same however many there are.
+        if range.first < least {
+            return Err(bad_frame("ranges of cells that overlap or do not ascend"));
+        }
         let end = range
             .first
             .checked_add(range.count)
             .filter(|&end| end > range.first);
         let end = end.ok_or_else(|| bad_frame("an empty or overflowing range of cells"))?;
         set.insert(range.first..end);
+        least = end;
     }
     Ok(set)
 }
@@ -517,6 +523,10 @@ mod tests {
             ..Default::default()
         };
         assert!(decode_receiver_frame(frame).is_err());
+        let of = |first, count| pb::CellRange { first, count };
+        assert!(decode_ranges(&[of(0, 2), of(2, 1), of(9, 1)]).is_ok());
+        assert!(decode_ranges(&[of(9, 1), of(0, 2)]).is_err());
+        assert!(decode_ranges(&[of(0, 2), of(1, 1)]).is_err());
         let entry = pb::Entry {
             name: "a".into(),
             kind: 1,
