@@ -175,7 +175,12 @@ impl Client {
     ) -> Result<OpenPush, Error> {
         let source = Arc::new(GrowingSource::new()?);
         let target = name.as_str().to_owned();
-        let open = open_of_key(name, &target, key, &options);
+        let open = Open {
+            // Known to no other push: should the answer to Finish be lost, what stands
+            // there then is recognised.
+            fingerprint: Some(source.fingerprint()),
+            ..open_of_key(name, &target, key, &options)
+        };
         let supply = Supply::Growing(Arc::clone(&source));
         let transfer = self.start(supply, open, target, options);
         Ok(OpenPush::new(source, transfer))
@@ -375,10 +380,11 @@ impl Push {
                 Ok(done) => return Ok(self.report(&done, begun)),
                 Err(error) => error,
             };
-            if !is_retryable(&error) {
+            let after = self.context.progress.snapshot();
+            let was_accepted = after.session_count > before.session_count;
+            if !is_retryable(&error, was_accepted) {
                 return Err(self.client.error(error));
             }
-            let after = self.context.progress.snapshot();
             // Only bytes that stay on the receiver count as progress.
             fruitless = if after.durable_bytes > before.durable_bytes {
                 0
@@ -390,7 +396,7 @@ impl Push {
             }
             tracing::info!(%error, attempt = fruitless, "the connection failed; trying again");
             // What an accepted --restart threw away must not be thrown away again.
-            open.restart &= after.session_count == before.session_count;
+            open.restart &= !was_accepted;
             self.context.progress.update(|p| p.stage = Stage::Waiting);
             self.wait(fruitless).await?;
         }
@@ -449,10 +455,15 @@ impl Push {
 }
 
 /// Whether another attempt can do better than the one that ended so.
-fn is_retryable(error: &SendError) -> bool {
+fn is_retryable(error: &SendError, was_accepted: bool) -> bool {
     match error {
         SendError::Disconnected { .. } => true,
-        SendError::Refused { reason, .. } => matches!(reason, Reason::Draining | Reason::Idle),
+        SendError::Refused { reason, .. } => match reason {
+            Reason::Draining | Reason::Idle => true,
+            // Before a session there can only be too many sessions.
+            Reason::TooMany => !was_accepted,
+            _ => false,
+        },
         _ => false,
     }
 }

@@ -169,3 +169,66 @@ async fn a_push_that_failed_says_so_before_the_end() {
     .unwrap();
     assert_eq!(class(push.finish().await).0, ErrorCode::Exists);
 }
+
+/// Relays connections; those made before `published` exists are cut instead of bringing
+/// the client anything after that.
+fn relay_until(published: std::path::PathBuf, server: std::net::SocketAddr) -> String {
+    use std::{
+        io::{Read, Write, copy},
+        net::{Shutdown, TcpListener, TcpStream},
+        thread::spawn,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    spawn(move || {
+        for near in listener.incoming() {
+            let (mut near, mut far) = (near.unwrap(), TcpStream::connect(server).unwrap());
+            let (mut from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            spawn(move || copy(&mut from, &mut to));
+            let is_early = !published.exists();
+            let published = published.clone();
+            spawn(move || {
+                let mut buf = vec![0; 64 << 10];
+                while let Ok(n @ 1..) = far.read(&mut buf) {
+                    if is_early && published.exists() || near.write_all(&buf[..n]).is_err() {
+                        break;
+                    }
+                }
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_finish_is_asked_for_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    let address = relay_until(server.root.join("model/manifest.json"), server.address);
+    let client = tensorferry::Client::new(&address).unwrap();
+    let push = client.push_open(&name("model"), "run", defaults()).unwrap();
+    (0..LAYERS).for_each(|i| add_layer(&push, i));
+    let report = push.finish().await.unwrap();
+    assert!(report.unchanged && report.session_count > 1);
+    assert_layers(&server);
+    // Another handle is another content.
+    let push = begin(&server, "run");
+    add_layer(&push, 0);
+    let refused = push.finish().await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Exists);
+}
+
+#[tokio::test]
+async fn a_receiver_that_gives_up_and_reads_nothing_more_is_not_waited_for() {
+    let (address, _gone) = silent::start_as(true).await;
+    let client = tensorferry::Client::new(&address.to_string()).unwrap();
+    let push = client.push_open(&name("model"), "run", defaults()).unwrap();
+    // More than is read ahead, so that the push waits for room.
+    let bytes = Bytes::from(vec![7; 56 << 20]);
+    let shape = [bytes.len() as u64];
+    push.add_tensor("w", Dtype::U8, &shape, bytes).unwrap();
+    let ended = tokio::time::timeout(HANG, push.finish()).await.unwrap();
+    let error = ended.unwrap_err();
+    assert!(error.to_string().contains("the disk is gone"), "{error}");
+}

@@ -2,7 +2,9 @@
 //! are sent already.
 
 use super::{Extent, SourceEntry, SourceError, SourceSet};
-use crate::plan::{EntryHeader, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip, first_16};
+use crate::plan::{
+    Digest16, EntryHeader, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip, first_16,
+};
 use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet},
@@ -57,6 +59,13 @@ impl GrowingSource {
             inner: RwLock::default(),
             grown: watch::Sender::new(()),
         })
+    }
+
+    /// Stands for everything that this handle has and will have.
+    pub(crate) fn fingerprint(&self) -> Digest16 {
+        let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 open fingerprint");
+        hasher.update(&self.nonce);
+        first_16(hasher.finalize())
     }
 
     /// Adds an entry whose bytes are in memory; they are kept until the push ends.

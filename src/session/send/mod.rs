@@ -99,6 +99,8 @@ struct Session {
     pool: BufferPool,
     wake: Notify,
     failure: Mutex<Option<SendError>>,
+    /// Becomes true with the first failure.
+    failed: watch::Sender<bool>,
     done: Mutex<Option<Done>>,
     prepared: mpsc::UnboundedSender<Prepared>,
     encoder: Encoder,
@@ -128,6 +130,7 @@ impl Session {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert(error.into());
         drop(failure);
+        self.failed.send_replace(true);
         self.wake.notify_one();
     }
 
@@ -233,12 +236,18 @@ pub(crate) async fn send(
         lanes.spawn(keep_lane(Arc::clone(&session), Arc::clone(&queue)));
     }
     let mut cancel = session.context.cancel.clone();
+    let mut failed = session.failed.subscribe();
     let result = tokio::select! {
         result = drive(&session, &out) => result,
         () = panicked(&mut reader) => Err(SendError::Bug("the reader of answers panicked".to_owned())),
         () = panicked(&mut writer) => Err(SendError::Bug("the writer of chunks panicked".to_owned())),
         // A receiver that reads nothing must not keep the user waiting.
         () = cancelled_for(&mut cancel, FAREWELL_TIMEOUT) => Err(SendError::Interrupted),
+        // Nor may one that said why it gives up, and takes nothing any more.
+        () = cancelled_for(&mut failed, FAREWELL_TIMEOUT) => {
+            let lost = || SendError::Bug("a failure was lost".to_owned());
+            Err(session.take_failure().unwrap_or_else(lost))
+        }
     };
     let is_over = result.is_ok() || matches!(result, Err(SendError::Interrupted));
     if is_over && !reader.is_finished() {
@@ -279,6 +288,7 @@ fn start(
         context,
         wake: Notify::new(),
         failure: Mutex::new(None),
+        failed: watch::Sender::new(false),
         done: Mutex::new(None),
         prepared: sender,
         session_token: accept.session_token,
@@ -630,7 +640,8 @@ fn refusal(abort: Abort) -> SendError {
     }
 }
 
-/// A status with one of our reasons is a refusal; anything else is the transport.
+/// A status with one of our reasons is a refusal, and so is one that would come again;
+/// anything else is the transport.
 pub(crate) fn status_error(status: &tonic::Status) -> SendError {
     match reason_of(status) {
         Some(reason) => SendError::Refused {
@@ -641,10 +652,29 @@ pub(crate) fn status_error(status: &tonic::Status) -> SendError {
             reason: Reason::Unsupported,
             message: "the server is not a tensorferry server".to_owned(),
         },
+        None if is_lasting(status.code()) => SendError::Refused {
+            reason: Reason::Unsupported,
+            message: format!("{:?}: {}", status.code(), transport_message(status)),
+        },
         None => SendError::Disconnected {
             message: transport_message(status),
         },
     }
+}
+
+/// Codes by which gRPC itself, a proxy or a server of another version says no.
+fn is_lasting(code: tonic::Code) -> bool {
+    use tonic::Code;
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unauthenticated
+    )
 }
 
 /// The innermost cause says most.
@@ -675,5 +705,30 @@ async fn cancelled_for(cancel: &mut watch::Receiver<bool>, time: Duration) {
 pub(crate) async fn cancelled(cancel: &mut watch::Receiver<bool>) {
     if cancel.wait_for(|c| *c).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::{Code, Status};
+
+    #[test]
+    fn what_would_come_again_is_not_tried_again() {
+        let is_refused = |code| {
+            let error = status_error(&Status::new(code, "why"));
+            matches!(error, SendError::Refused { .. })
+        };
+        for code in [Code::Unimplemented, Code::OutOfRange, Code::Unauthenticated] {
+            assert!(is_refused(code), "{code:?}");
+        }
+        for code in [
+            Code::Unavailable,
+            Code::Unknown,
+            Code::Internal,
+            Code::Cancelled,
+        ] {
+            assert!(!is_refused(code), "{code:?}");
+        }
     }
 }
