@@ -63,7 +63,7 @@ async fn a_dropped_push_ends_its_session_and_the_next_goes_on() {
     let server = TestServer::start(&temp.path().join("root")).await;
     let relay = relay::start(server.address, FIRST_BYTES, Then::Stall);
     let client = Client::new(&relay.to_string()).unwrap();
-    let transfer = client.push(open_source(&source), &name("model"), PushOptions::default());
+    let transfer = client.push(open_source(&source), &name("model"), one_lane());
     let begun = Instant::now();
     while transfer.progress().durable_bytes == 0 {
         assert!(begun.elapsed() < HANG && !transfer.is_finished());
@@ -92,12 +92,19 @@ async fn a_dropped_push_ends_its_session_and_the_next_goes_on() {
     assert!(left.durable_bytes >= durable_bytes, "{left:?}");
 
     let report = direct
-        .push(open_source(&source), &name("model"), PushOptions::default())
+        .push(open_source(&source), &name("model"), one_lane())
         .await
         .unwrap();
     assert_eq!(report.resumed_bytes, left.durable_bytes);
     assert_eq!(report.wire_bytes, SOURCE_BYTES as u64 - left.durable_bytes);
     assert!(landed(&server.root) == common::noise("w", SOURCE_BYTES));
+}
+
+/// With several lanes the first may be left with so little that it never fails.
+fn one_lane() -> PushOptions {
+    let mut options = PushOptions::default();
+    options.lanes = 1;
+    options
 }
 
 #[test]
@@ -110,9 +117,7 @@ fn a_dropped_push_without_async_ends_its_session_too() {
     let serving = server.serve().unwrap();
     let relay = relay::start(serving.local_addr(), FIRST_BYTES, Then::Stall);
     let client = blocking::Client::new(&relay.to_string()).unwrap();
-    // With several lanes the first may be left with so little that it never stalls.
-    let mut options = PushOptions::default();
-    options.lanes = 1;
+    let options = one_lane();
     let push = |client: &blocking::Client| {
         client
             .push(open_source(&source), &name("model"), options.clone())
@@ -162,7 +167,7 @@ async fn a_dropped_push_lets_go_of_its_connection() {
         if is_blocking {
             let pushing = std::thread::spawn(move || {
                 let client = blocking::Client::new(&address).unwrap();
-                let pushed = client.push(source, &name("model"), PushOptions::default());
+                let pushed = client.push(source, &name("model"), one_lane());
                 let transfer = pushed.unwrap();
                 sent(transfer.watcher());
                 drop(transfer);
@@ -170,7 +175,7 @@ async fn a_dropped_push_lets_go_of_its_connection() {
             pushing.join().unwrap();
         } else {
             let client = Client::new(&address).unwrap();
-            let transfer = client.push(source, &name("model"), PushOptions::default());
+            let transfer = client.push(source, &name("model"), one_lane());
             let watcher = transfer.watcher();
             tokio::task::spawn_blocking(move || sent(watcher))
                 .await
@@ -190,7 +195,7 @@ async fn no_count_goes_back_while_a_push_runs_and_reconnects() {
     let server = TestServer::start(&temp.path().join("root")).await;
     let relay = relay::start(server.address, FIRST_BYTES, Then::Cut);
     let client = Client::new(&relay.to_string()).unwrap();
-    let transfer = client.push(open_source(&source), &name("model"), PushOptions::default());
+    let transfer = client.push(open_source(&source), &name("model"), one_lane());
     let watcher = transfer.watcher();
     let watching = std::thread::spawn(move || {
         let begun = Instant::now();
@@ -233,7 +238,7 @@ async fn a_cancelled_push_ends_as_interrupted() {
     let server = TestServer::start(&temp.path().join("root")).await;
     let relay = relay::start(server.address, FIRST_BYTES, Then::Stall);
     let client = Client::new(&relay.to_string()).unwrap();
-    let transfer = client.push(open_source(&source), &name("model"), PushOptions::default());
+    let transfer = client.push(open_source(&source), &name("model"), one_lane());
     transfer.canceller().cancel();
     assert_eq!(transfer.await.unwrap_err().code(), ErrorCode::Interrupted);
 }

@@ -8,7 +8,10 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::watch;
 
@@ -18,6 +21,8 @@ const MAX_SESSIONS: usize = 256;
 #[derive(Debug)]
 struct Live {
     transfer_id: Digest16,
+    /// Order in which sessions came to the server.
+    arrival: u64,
     /// Only its staging is left to be removed.
     is_published: bool,
     /// Set to true to make the session end.
@@ -30,6 +35,7 @@ struct Live {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Registry {
     live: Arc<Mutex<HashMap<CheckpointName, Live>>>,
+    arrival_count: Arc<AtomicU64>,
 }
 
 /// The place of a session in the registry; dropping it ends the session there.
@@ -45,12 +51,14 @@ pub(crate) struct Seat {
 impl Registry {
     /// Takes the place of `name`. A live session of the same transfer is told to
     /// end and waited for, with all its writes, and so is one that has published;
-    /// any other of another transfer keeps the place.
+    /// any other of another transfer keeps the place. Of several that wait the one that
+    /// came last gets it: those before it may belong to clients that are gone.
     pub(crate) async fn take(
         &self,
         name: &CheckpointName,
         transfer_id: Digest16,
     ) -> Result<Seat, SessionError> {
+        let arrival = self.arrival_count.fetch_add(1, Ordering::Relaxed);
         loop {
             let mut over = {
                 let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +67,14 @@ impl Registry {
                         let why = "the server has as many sessions as it takes; try again later";
                         return Err(ProtocolError::new(Reason::TooMany, why).into());
                     }
-                    None => return Ok(self.sit(&mut live, name, transfer_id)),
+                    None => return Ok(self.sit(&mut live, name, transfer_id, arrival)),
+                    Some(other)
+                        if other.transfer_id == transfer_id
+                            && other.arrival > arrival
+                            && !other.is_published =>
+                    {
+                        return Err(SessionError::Superseded);
+                    }
                     Some(other) if other.transfer_id == transfer_id || other.is_published => {
                         // Nobody may be listening any more; then it ends anyway.
                         let _ = other.supersede.send(true);
@@ -84,6 +99,7 @@ impl Registry {
         live: &mut HashMap<CheckpointName, Live>,
         name: &CheckpointName,
         transfer_id: Digest16,
+        arrival: u64,
     ) -> Seat {
         let (supersede, superseded) = watch::channel(false);
         let (over_sender, over) = watch::channel(());
@@ -91,6 +107,7 @@ impl Registry {
             name.clone(),
             Live {
                 transfer_id,
+                arrival,
                 is_published: false,
                 supersede,
                 over,
@@ -111,7 +128,8 @@ impl Registry {
         if live.contains_key(name) {
             return None;
         }
-        let seat = self.sit(&mut live, name, Digest16::default());
+        let arrival = self.arrival_count.fetch_add(1, Ordering::Relaxed);
+        let seat = self.sit(&mut live, name, Digest16::default(), arrival);
         drop(live);
         // Whoever comes next waits, whatever transfer it is of.
         seat.published();
@@ -190,6 +208,35 @@ mod tests {
         drop(second);
         drop(third.await.unwrap());
         assert!(!registry.is_live(&name));
+    }
+
+    #[tokio::test]
+    async fn of_those_that_wait_the_last_one_gets_the_place() {
+        // Which of the two wakes first is chance.
+        for _ in 0..100 {
+            let registry = Registry::default();
+            let name: CheckpointName = "a".parse().unwrap();
+            let first = registry.take(&name, [1; 16]).await.unwrap();
+            let take = |registry: Registry| {
+                let name = name.clone();
+                async move { registry.take(&name, [1; 16]).await }
+            };
+            let gone = tokio::spawn(take(registry.clone()));
+            tokio::task::yield_now().await;
+            let last = tokio::spawn(take(registry.clone()));
+            tokio::task::yield_now().await;
+            drop(first);
+            // One that is gone gives its place up as soon as it is told to.
+            let loser = tokio::spawn(async move {
+                match gone.await.unwrap() {
+                    Ok(mut seat) => drop(seat.superseded.changed().await),
+                    Err(error) => assert!(matches!(error, SessionError::Superseded)),
+                }
+            });
+            let seat = last.await.unwrap().unwrap();
+            loser.await.unwrap();
+            assert!(!*seat.superseded.borrow());
+        }
     }
 
     #[tokio::test]
