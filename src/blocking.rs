@@ -53,6 +53,27 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// A push whose entries are added while it runs. The twin of [`crate::OpenPush`].
+#[derive(Debug)]
+#[must_use = "nothing is published before `finish`"]
+pub struct OpenPush(crate::OpenPush);
+
+impl OpenPush {
+    /// Nothing more will be added: wait for the transfer until it is published.
+    pub fn finish(self) -> Transfer {
+        Transfer(self.0.finish())
+    }
+}
+
+/// Everything that needs no waiting: adding entries, watching, cancelling.
+impl std::ops::Deref for OpenPush {
+    type Target = crate::OpenPush;
+
+    fn deref(&self) -> &crate::OpenPush {
+        &self.0
+    }
+}
+
 /// A server, by address. The twin of [`crate::Client`].
 #[derive(Clone, Debug)]
 pub struct Client(crate::Client);
@@ -83,6 +104,22 @@ impl Client {
     ) -> Result<Transfer, Error> {
         let _entered = runtime()?.enter();
         Ok(Transfer(self.0.push(source, name, options)))
+    }
+
+    /// Begins a push whose entries are added while it runs. See
+    /// [`crate::Client::push_open`].
+    ///
+    /// # Errors
+    /// [`Error::Usage`] on a thread of an async runtime, [`Error::Source`] when the
+    /// system has no random numbers.
+    pub fn push_open(
+        &self,
+        name: &CheckpointName,
+        key: &str,
+        options: PushOptions,
+    ) -> Result<OpenPush, Error> {
+        let _entered = runtime()?.enter();
+        Ok(OpenPush(self.0.push_open(name, key, options)?))
     }
 
     /// See [`crate::Client::list`].

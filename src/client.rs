@@ -163,10 +163,35 @@ impl Client {
     /// returned handle and sent as they come. `key` stands for the source in the
     /// identity of the transfer: after a crash, a push of the same key to the same
     /// name goes on with what arrived, once that proves equal to what is added now.
-    /// Needs a tokio runtime.
+    /// Once published, the name is taken ([`crate::ErrorCode::Exists`]) like any other:
+    /// use one name for each state of a model, or [`PushOptions::overwrite`].
     ///
     /// # Errors
     /// [`Error::Source`] when the system has no random numbers.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// ```
+    /// use tensorferry::{Client, Dtype, PushOptions, Server};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temp = tempfile::tempdir()?;
+    /// # let server = Server::builder(temp.path()).bind(([127, 0, 0, 1], 0).into()).await?;
+    /// let client = Client::new(&server.local_addr().to_string())?;
+    /// # tokio::spawn(server.serve(std::future::pending()));
+    /// let push = client.push_open(&"run7".parse()?, "training of run 7", PushOptions::default())?;
+    /// for layer in 0..3 {
+    ///     // While this travels the next one is computed.
+    ///     let values = [layer as f32; 4].map(f32::to_le_bytes).concat();
+    ///     push.add_tensor(&format!("layer.{layer}"), Dtype::F32, &[4], values.into())?;
+    /// }
+    /// let report = push.finish().await?;
+    /// assert_eq!((report.tensor_count, report.bytes), (3, 48));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push_open(
         &self,
         name: &CheckpointName,

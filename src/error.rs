@@ -144,6 +144,15 @@ impl Error {
                 "give a .npy file, a .safetensors file, its *.index.json, or a folder of them",
             );
         }
+        if let Error::Refused {
+            reason: Reason::Superseded,
+            ..
+        } = self
+        {
+            return Some(
+                "nothing is lost: another push of the same source goes on with this one's work; `tensorferry status` shows how far it is",
+            );
+        }
         Some(match self.code() {
             ErrorCode::Network => {
                 "is `tensorferry serve` running there? run the same command again: it goes on where it stopped"
@@ -156,7 +165,7 @@ impl Error {
                 "choose another name; a published checkpoint, and nothing else, can be replaced with --overwrite"
             }
             ErrorCode::Busy => {
-                "a transfer that is running has to end first; one that nobody continues gives way to `push --restart`, and its unfinished work is lost"
+                "a transfer that is running has to end first (`tensorferry status` tells); only one that nobody continues should give way, by `tensorferry discard` or `push --restart`: its unfinished work is lost, and a running one is ended"
             }
             ErrorCode::SourceChanged => {
                 "run the same command again when nobody writes the source: what is still equal is not sent again"

@@ -148,3 +148,32 @@ fn inside_an_async_runtime_every_call_is_refused_and_none_panics() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
+
+#[test]
+fn entries_are_added_while_a_push_runs() {
+    let temp = tempfile::tempdir().unwrap();
+    let server =
+        blocking::Server::bind(Server::builder(temp.path()), ([127, 0, 0, 1], 0).into()).unwrap();
+    let serving = server.serve().unwrap();
+    let client = blocking::Client::new(&serving.local_addr().to_string()).unwrap();
+    let name = "open".parse().unwrap();
+    let push = client
+        .push_open(&name, "a run", PushOptions::default())
+        .unwrap();
+    for i in 0..3u8 {
+        let bytes = vec![i; 100 + usize::from(i)];
+        let shape = [bytes.len() as u64];
+        push.add_tensor(
+            &format!("t{i}"),
+            tensorferry::Dtype::U8,
+            &shape,
+            bytes.into(),
+        )
+        .unwrap();
+    }
+    let report = push.finish().wait().unwrap();
+    assert_eq!((report.tensor_count, report.bytes), (3, 303));
+    serving.stop().unwrap();
+    let landed = Checkpoint::open(temp.path().join("open")).unwrap();
+    assert!(landed.verify(|_| {}).unwrap().damages.is_empty());
+}

@@ -1,16 +1,17 @@
-//! Removes what was abandoned: once when the server starts, then every hour.
+//! Removes what was abandoned: when the server starts, then every hour, or more often
+//! where less than four hours are allowed.
 
 use crate::{plan::printable, session::ReceiveContext};
 use std::time::Duration;
 
-/// Pause between two looks.
-const INTERVAL: Duration = Duration::from_secs(3600);
+/// Longest and shortest pause between two looks.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(1));
 
 /// Runs until it is dropped.
 pub(super) async fn expire(context: ReceiveContext, ttl: Duration) {
     loop {
         remove_idle(&context, ttl).await;
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep((ttl / 4).clamp(PAUSES.1, PAUSES.0)).await;
     }
 }
 

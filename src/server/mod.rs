@@ -224,7 +224,7 @@ impl ServerBuilder {
     }
 
     /// Unfinished transfers into which nothing was written for this long are removed,
-    /// at the start and every hour; zero, and the default, is never.
+    /// at the start and every hour, or a quarter of `ttl`; zero, and the default, is never.
     pub fn staging_ttl(mut self, ttl: Duration) -> Self {
         self.staging_ttl = (!ttl.is_zero()).then_some(ttl);
         self
