@@ -443,8 +443,8 @@ impl Sender {
         if let Some((cell, sent_crc32c)) = self.rechecks.pop_front() {
             return Some(SendAction::Recheck { cell, sent_crc32c });
         }
-        let is_behind = self.unanswered_count < MAX_UNANSWERED;
-        if (self.announced_count as usize) < self.entries.len() && is_behind {
+        let keeps_up = self.unanswered_count < MAX_UNANSWERED;
+        if (self.announced_count as usize) < self.entries.len() && keeps_up {
             let end = (self.announced_count + ANNOUNCE_BATCH).min(self.entries.len() as u32);
             let range = self.announced_count..end;
             self.announced_count = range.end;
