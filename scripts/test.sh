@@ -67,7 +67,9 @@ part "scripts"
 python3 -m unittest discover -s tests/tools -p 'test_*.py'
 
 cargo build --locked --bin tensorferry
-binary=${CARGO_TARGET_DIR:-$PWD/target}/debug/tensorferry
+# A copy: the broken builds below are made in the same place.
+binary=$work/tensorferry
+cp "${CARGO_TARGET_DIR:-$PWD/target}/debug/tensorferry" "$binary"
 
 part "what lands, seen from Python"
 if need_python; then
