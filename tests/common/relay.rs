@@ -1,48 +1,64 @@
-//! A relay between client and server that fails its first connection.
+//! A relay between client and server that fails its first connections.
 
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
-/// What happens to the first connection after its share of bytes to the server.
+/// What happens to the first connections after their share of bytes to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// Nothing more gets through, and neither side is told.
     Stall,
-    /// It is closed in both directions.
+    /// They are closed in both directions.
     Cut,
 }
 
-/// Relays every connection to `server`, the first for `limit` bytes only. Plain
-/// threads, so that tests with and without a runtime can use it.
+/// Relays every connection to `server`. Those made before `limit` bytes went there share
+/// these, for any lane may carry any chunk; later ones are free. Plain threads, so that
+/// tests with and without a runtime can use it.
 pub(crate) fn start(server: SocketAddr, limit: usize, then: Then) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let left = Arc::new(AtomicUsize::new(limit));
     thread::spawn(move || {
-        let mut limit = Some(limit);
         for near in listener.incoming() {
             let (near, far) = (near.unwrap(), TcpStream::connect(server).unwrap());
             let (from, to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
             thread::spawn(move || pass(from, to, None, then));
-            let limit = limit.take();
+            let limit = (left.load(Ordering::Relaxed) > 0).then(|| Arc::clone(&left));
             thread::spawn(move || pass(near, far, limit, then));
         }
     });
     address
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<usize>, then: Then) {
-    let (mut buf, mut left) = (vec![0; 64 << 10], limit.unwrap_or(usize::MAX));
+fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<Arc<AtomicUsize>>, then: Then) {
+    let mut buf = vec![0; 64 << 10];
     loop {
         let got = from.read(&mut buf).unwrap_or(0);
-        let passed = got.min(left);
-        left -= passed;
+        let (passed, left) = limit.as_ref().map_or((got, 1), |left| take(left, got));
         let is_over = got == 0 || (left == 0 && then == Then::Cut);
         if to.write_all(&buf[..passed]).is_err() || is_over {
             break;
         }
     }
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// Takes up to `wanted` bytes out of what is left. Returns both.
+fn take(left: &AtomicUsize, wanted: usize) -> (usize, usize) {
+    let mut now = left.load(Ordering::Relaxed);
+    loop {
+        let taken = now.min(wanted);
+        match left.compare_exchange(now, now - taken, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return (taken, now - taken),
+            Err(other) => now = other,
+        }
+    }
 }
