@@ -4,8 +4,8 @@
 //! made slower than a first draft would be.
 //!
 //! ```text
-//! stock serve FOLDER [ADDRESS]     prints `listening on ADDRESS`
-//! stock push FOLDER ADDRESS        sends every .npy file of FOLDER
+//! stock serve FOLDER ADDRESS
+//! stock push FOLDER ADDRESS     sends every .npy file of FOLDER
 //! ```
 
 mod client;
@@ -23,9 +23,8 @@ async fn main() -> Result<(), Error> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
-        ["serve", folder] => server::serve(folder, "127.0.0.1:0").await,
         ["serve", folder, address] => server::serve(folder, address).await,
         ["push", folder, address] => client::push(folder, address).await,
-        _ => Err("usage: stock serve FOLDER [ADDRESS] | stock push FOLDER ADDRESS".into()),
+        _ => Err("usage: stock serve FOLDER ADDRESS | stock push FOLDER ADDRESS".into()),
     }
 }

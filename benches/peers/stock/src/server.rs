@@ -5,8 +5,6 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapMut;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -17,12 +15,10 @@ use crate::schema::{Chunk, Summary};
 
 pub async fn serve(folder: &str, address: &str) -> Result<(), Error> {
     fs::create_dir_all(folder)?;
-    let listener = TcpListener::bind(address).await?;
-    println!("listening on {}", listener.local_addr()?);
     let folder = PathBuf::from(folder);
     Server::builder()
         .add_service(TensorTransferServer::new(Receiver { folder }))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve(address.parse()?)
         .await?;
     Ok(())
 }
