@@ -147,7 +147,7 @@ class Ceiling(Contender):
 
     def command(self, source: Source, target: Path, port: int, variant: str) -> Sequence[str | Path]:
         return [
-            self.binary, "bench", target, "--only", self.kind, "--rounds", "1", "--source", source.paths[0],
+            self.binary, "bench", target, "--only", self.kind, "--rounds", "1", "--source", source.whole,
             "--bytes", str(source.nbytes), "--format", "json",
         ]  # fmt: skip
 

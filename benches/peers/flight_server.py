@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """An Arrow Flight server that copies every batch into a memory-mapped `.npy` file.
 
-The first line on stdout is `listening on PORT`. A DoPut is one array; its descriptor's command is
-JSON: `name`, `shape`. The column is the array's values in C order.
+The first line on stdout is `listening on PORT`. A DoPut is a stretch of one array; its descriptor's
+command is JSON: `name` and `shape` of the array, `first` value of the stretch. The column is the
+values in C order.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +21,30 @@ class Receiver(flight.FlightServerBase):
     def __init__(self, folder: Path):
         super().__init__("grpc+tcp://127.0.0.1:0")
         self.folder = folder
+        self.maps: dict[str, np.memmap] = {}
+        self.lock = threading.Lock()
+
+    def flat_map(self, name: str, dtype: type, shape: list[int]) -> np.ndarray:
+        """The array in its file, which the first to ask for it creates."""
+        with self.lock:
+            if name not in self.maps:
+                path = self.folder / f"{Path(name).name}.npy"
+                self.maps[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
+            return self.maps[name].reshape(-1)
 
     def do_put(self, context, descriptor, reader, writer):
         wanted = json.loads(descriptor.command)
-        name = Path(wanted["name"]).name
         dtype = reader.schema.field(0).type.to_pandas_dtype()
-        target = np.lib.format.open_memmap(
-            self.folder / f"{name}.npy", mode="w+", dtype=dtype, shape=tuple(wanted["shape"])
-        )
-        flat = target.reshape(-1)
-        at = 0
+        target = self.flat_map(wanted["name"], dtype, wanted["shape"])
+        at = wanted["first"]
         while True:
             try:
                 batch = reader.read_chunk().data
             except StopIteration:
-                break
+                return
             values = batch.column(0).to_numpy(zero_copy_only=True)
-            flat[at : at + len(values)] = values
+            target[at : at + len(values)] = values
             at += len(values)
-        if at != flat.size:
-            raise flight.FlightServerError(f"{name}: {at} values of {flat.size}")
 
 
 def main() -> None:

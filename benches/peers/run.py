@@ -44,9 +44,8 @@ def arguments() -> figures.argparse.ArgumentParser:
     """The options."""
     parser = figures.arguments(__doc__, workdir=figures.TMPFS)
     parser.add_argument("--bytes", type=harness.parse_size, default=4 * GIB, help="default: 4G")
-    parser.add_argument("--files", type=int, default=4, help="that hold them; default: 4")
+    parser.add_argument("--files", type=int, default=1, help="that hold them; default: 1")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5, and one to warm up")
-    parser.add_argument("--lanes", default="1,2", help="each a contender; default: 1,2")
     parser.add_argument("--only", help=f"some of {','.join(KEYS)}")
     parser.add_argument(
         "--durable", action="store_true",
@@ -58,6 +57,7 @@ def arguments() -> figures.argparse.ArgumentParser:
 
 def common(parser: figures.argparse.ArgumentParser) -> None:
     """What small.py has too."""
+    parser.add_argument("--lanes", default="1,2", help="each a contender; default: 1,2")
     parser.add_argument("--install", action="store_true", help="get absent peers with apt-get and pip")
     parser.add_argument("--serve-flags", default="", help="more flags for `tensorferry serve`")
     parser.add_argument("--push-flags", default="", help="more flags for `tensorferry push`")
@@ -84,20 +84,13 @@ class Field:
             self.contenders[contender.name] = contender
 
 
-def field(args: figures.argparse.Namespace) -> Field:
+def field(args: figures.argparse.Namespace, wanted: Sequence[str], ceilings: Sequence[str] = ()) -> Field:
     """All that were asked for."""
-    wanted = set(args.only.split(",")) if args.only else set(KEYS)
-    if strange := wanted - set(KEYS):
-        sys.exit(f"--only {','.join(sorted(strange))}: not among {','.join(KEYS)}")
     found = Field()
-    if "ceiling" in wanted:
-        for kind in ("tcp_file_sync",) if args.durable else ("tcp_file", "tcp_file_crc"):
-            found.add(f"ceiling {kind}", lambda kind=kind: Ceiling(args.binary, kind))
-    if "tensorferry" in wanted:
-        for lanes in args.lanes.split(","):
-            found.add("tensorferry", lambda lanes=lanes: ferry(args, lanes))
-    if args.durable:
-        return found
+    for kind in ceilings if "ceiling" in wanted else ():
+        found.add(f"ceiling {kind}", lambda kind=kind: Ceiling(args.binary, kind))
+    for lanes in args.lanes.split(",") if "tensorferry" in wanted else ():
+        found.add("tensorferry", lambda lanes=lanes: ferry(args, lanes))
     peers = {
         "rsync": lambda: Rsync(install=args.install),
         "rclone": lambda: Rclone(install=args.install),
@@ -108,6 +101,8 @@ def field(args: figures.argparse.Namespace) -> Field:
     for key, make in peers.items():
         if key in wanted:
             found.add(key, make)
+    for name, contender in found.contenders.items():
+        print(f"{name}: {contender.version}")
     return found
 
 
@@ -122,14 +117,18 @@ def ferry(args: figures.argparse.Namespace, lanes: str) -> Tensorferry:
 class Course:
     """Where turns take place."""
 
-    def __init__(self, folder: Path, source: Source):
+    def __init__(self, folder: Path, source: Source, *, keep: bool = False):
+        """With `keep`, what a turn leaves stays to the end."""
         self.source = source
         self.folder = folder
+        self.keep = keep
+        self.turns = 0
         self.on_disk = figures.file_system(folder) != "tmpfs"
 
     def turn(self, contender: Contender, variant: str, *, check: bool) -> Run:
-        """One run into an empty folder, which is gone afterwards."""
-        target = self.folder / "run" / "target"
+        """One run into an empty folder."""
+        self.turns += 1
+        target = self.folder / f"turn{self.turns}" / "target"
         target.mkdir(parents=True)
         try:
             if self.on_disk:
@@ -140,7 +139,8 @@ class Course:
                 sources.check_landed(self.source, landed)
             return run
         finally:
-            shutil.rmtree(target.parent)
+            if not self.keep:
+                shutil.rmtree(target.parent)
 
 
 def say(name: str, run: Run) -> None:
@@ -259,23 +259,26 @@ def main() -> int:
     if args.quick:
         args.bytes, args.rounds = min(args.bytes, 64 * MIB), 1
     args.binary = args.binary.resolve()
+    wanted = args.only.split(",") if args.only else KEYS
+    if strange := set(wanted) - set(KEYS):
+        sys.exit(f"--only {','.join(sorted(strange))}: not among {','.join(KEYS)}")
+    ceilings = ["tcp_file", "tcp_file_crc"]
+    if args.durable:
+        wanted, ceilings = ("ceiling", "tensorferry"), ["tcp_file_sync"]
+        if figures.file_system(args.workdir) == "tmpfs":
+            sys.exit("--durable needs a --workdir on a disk")
     with figures.figure("tensorferry and its peers", args) as figure:
-        taking_part = field(args)
-        for name, contender in taking_part.contenders.items():
-            print(f"{name}: {contender.version}")
+        taking_part = field(args, wanted, ceilings)
         folder = figure.folder / "source"
         folder.mkdir()
-        source = sources.write(folder, args.files, args.bytes, args.seed)
+        whole = figure.folder / "whole" if args.files > 1 else None
+        source = sources.write(folder, args.files, args.bytes, args.seed, whole=whole)
         print(f"{source.nbytes / GIB:.2f} GiB of random f32 in {args.files} .npy files", flush=True)
-        course = Course(figure.folder, source)
-        if args.durable and not course.on_disk:
-            sys.exit("--durable needs a --workdir on a disk")
         time.sleep(figures.SETTLE_S)
-        names = list(taking_part.contenders)
+        course = Course(figure.folder, source)
         tally, failed = race(course, taking_part.contenders, args.rounds, warm_up=not args.quick)
-        ceiling = "ceiling tcp_file_sync" if args.durable else "ceiling tcp_file"
-        print(f"\n{table(tally, names, ceiling)}\n")
-        judge(figure, tally, names)
+        print(f"\n{table(tally, list(taking_part.contenders), f'ceiling {ceilings[0]}', 'the ceiling')}\n")
+        judge(figure, tally, list(taking_part.contenders))
         return finish(figure, source, taking_part, tally, failed)
 
 

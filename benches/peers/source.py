@@ -22,6 +22,8 @@ class Source:
 
     folder: Path
     paths: tuple[Path, ...]
+    whole: Path
+    """One file with as many bytes: the only one, or all of them in a row."""
     nbytes: int
     """Of the arrays alone."""
 
@@ -42,8 +44,11 @@ def data_offset(path: Path) -> int:
     return 10 + struct.unpack("<H", start[8:])[0]
 
 
-def write(folder: Path, count: int, nbytes: int, seed: int) -> Source:
-    """`count` files of together about `nbytes` of random values that no codec makes much smaller."""
+def write(folder: Path, count: int, nbytes: int, seed: int, *, whole: Path | None = None) -> Source:
+    """`count` files of together about `nbytes` of random values that no codec makes much smaller.
+
+    With several files, `whole` is where the one file for contenders that move only one goes.
+    """
     values = nbytes // count // 4
     if values == 0:
         raise ValueError(f"{nbytes} bytes are too few for {count} files")
@@ -61,7 +66,11 @@ def write(folder: Path, count: int, nbytes: int, seed: int) -> Source:
                 taken = min(missing, len(left))
                 left, missing = left[taken:], missing - taken
         paths.append(path)
-    return Source(folder, tuple(paths), values * 4 * count)
+    if whole:
+        with whole.open("wb") as out:
+            for path in paths:
+                out.writelines(pieces(path))
+    return Source(folder, tuple(paths), whole or paths[0], values * 4 * count)
 
 
 def pieces(path: Path) -> Iterator[bytes]:

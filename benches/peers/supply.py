@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FLIGHT_PACKAGES = ("pyarrow", "numpy")
+FLIGHT_PACKAGES = ("pyarrow==26.*", "numpy==2.4.*")
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 

@@ -88,15 +88,12 @@ class Tally:
         return pairs
 
 
-HEADINGS = (
-    "contender", "GiB/s median (min–max)", "of the ceiling", "core-s/GiB client + server",
-    "peak RSS client / server", "of it anonymous", "note",
-)  # fmt: skip
-
-
-def table(tally: Tally, names: Sequence[str], ceiling: str) -> str:
-    """One line for each contender, as Markdown."""
-    rows = [HEADINGS]
+def table(tally: Tally, names: Sequence[str], yardstick: str, words: str) -> str:
+    """One line for each contender, as Markdown; `words` call the one that the others are shares of."""
+    rows = [(
+        "contender", "GiB/s median (min–max)", "s", f"of {words}", "core-s/GiB client + server",
+        "peak RSS client / server", "of it anonymous", "note",
+    )]  # fmt: skip
     for name in names:
         try:
             runs = tally.runs(name)
@@ -104,19 +101,20 @@ def table(tally: Tally, names: Sequence[str], ceiling: str) -> str:
             continue
         speeds = [run.gib_per_s for run in runs]
         try:
-            share = f"{tally.ratio(name, ceiling):.2f}"
+            share = f"{tally.ratio(name, yardstick):.2f}"
         except NotMeasured:
             share = "–"
         rows.append((
             name,
             f"{statistics.median(speeds):.2f} ({min(speeds):.2f}–{max(speeds):.2f})",
+            f"{statistics.median(run.seconds for run in runs):.2f}",
             share,
             f"{per_gib(runs, 'client_cpu_s')} + {per_gib(runs, 'server_cpu_s')}",
             f"{peak(runs, 'client_rss_bytes')} / {peak(runs, 'server_rss_bytes')}",
             f"{peak(runs, 'client_anon_bytes')} / {peak(runs, 'server_anon_bytes')}",
             runs[-1].note,
         ))  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
