@@ -11,8 +11,9 @@ pub use verify::{Damage, VerifyReport};
 
 use crate::{
     error::Error,
+    map::ReadMap,
     source::SourceError,
-    store::{Catalog, MANIFEST_FILE, Manifest, ReadMap, StoreError},
+    store::{Catalog, MANIFEST_FILE, Manifest, StoreError},
 };
 use bytemuck::AnyBitPattern;
 use std::{

@@ -2,6 +2,7 @@
 
 use crate::{
     error::Error,
+    loopback::Connector,
     open_push::OpenPush,
     options::{
         HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions,
@@ -12,7 +13,7 @@ use crate::{
         Connect, ProgressCell, SendContext, SendError, SendLane, Stage, Task, cancelled, send,
         status_error,
     },
-    source::{GrowingSource, SourceSet, Supply},
+    source::{GrowingSource, SourceError, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
     wire::{LaneBody, PUSH_PATH, pb},
 };
@@ -114,7 +115,6 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))
             .map_err(|e| Error::Usage(format!("{authority:?} is not an address: {e}")))?
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .max_frame_size(HTTP2_FRAME_BYTES)
             .initial_stream_window_size(HTTP2_WINDOW_BYTES)
             .initial_connection_window_size(HTTP2_WINDOW_BYTES)
@@ -220,6 +220,7 @@ impl Client {
                 connect: self.connector(),
                 lanes: options.lanes,
                 codec: options.codec,
+                read_mode: options.read_mode,
                 source,
                 budget_bytes: options.budget_bytes,
                 progress: Arc::clone(&progress),
@@ -320,7 +321,7 @@ impl Client {
 
     async fn connect(&self) -> Result<Channel, SendError> {
         self.endpoint
-            .connect()
+            .connect_with_connector(Connector::new())
             .await
             .map_err(|e| SendError::Disconnected {
                 message: innermost(&e),
@@ -403,7 +404,7 @@ impl Push {
             let before = self.context.progress.snapshot();
             let error = match self.attempt(&open).await {
                 Ok(done) => return Ok(self.report(&done, begun)),
-                Err(error) => error,
+                Err(error) => self.blame(error).await,
             };
             let after = self.context.progress.snapshot();
             let was_accepted = after.session_count > before.session_count;
@@ -424,6 +425,19 @@ impl Push {
             open.restart &= !was_accepted;
             self.context.progress.update(|p| p.stage = Stage::Waiting);
             self.wait(fruitless).await?;
+        }
+    }
+
+    /// A connection breaks, too, when the file that is being sent out of its map is cut:
+    /// then the source is to blame, and trying again would not help.
+    async fn blame(&self, error: SendError) -> SendError {
+        if !matches!(error, SendError::Disconnected { .. }) {
+            return error;
+        }
+        let source = self.context.source.clone();
+        match tokio::task::spawn_blocking(move || source.check_unchanged()).await {
+            Ok(Err(changed @ SourceError::Changed { .. })) => changed.into(),
+            _ => error,
         }
     }
 

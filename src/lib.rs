@@ -60,6 +60,8 @@ pub mod fuzzing;
 #[cfg(feature = "__internals")]
 #[doc(hidden)]
 pub mod internals;
+mod loopback;
+mod map;
 mod open_push;
 mod options;
 pub mod plan;
@@ -79,12 +81,13 @@ pub use client::{CheckpointStatus, CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
 pub use format::{Dtype, codec::CodecChoice};
+pub use map::install_sigbus_guard;
 pub use open_push::OpenPush;
 pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
 pub use plan::CheckpointName;
 pub use protocol::{CommitMode, Durability, Layout, Reason};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage};
-pub use source::{SourceError, SourceOptions, SourceSet};
+pub use source::{ReadMode, SourceError, SourceOptions, SourceSet};
 pub use store::WriteMode;
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

@@ -5,6 +5,7 @@ use crate::{
     format::codec::CodecChoice,
     plan::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, Grid},
     protocol::{CommitMode, Layout},
+    source::ReadMode,
 };
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ pub struct PushOptions {
     pub lanes: u32,
     /// How chunks are compressed.
     pub codec: CodecChoice,
+    /// How the source is read.
+    pub read_mode: ReadMode,
 }
 
 impl Default for PushOptions {
@@ -76,6 +79,7 @@ impl Default for PushOptions {
             budget_bytes: BUDGET_BYTES_DEFAULT,
             lanes: LANES_DEFAULT,
             codec: CodecChoice::Auto,
+            read_mode: ReadMode::Auto,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! silent keeps nobody else out, for an honest client speaks as soon as it is
 //! connected.
 
+use crate::loopback::unpace;
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -77,6 +78,7 @@ async fn introduce(mut stream: TcpStream, address: IpAddr) -> Option<(TcpStream,
     }
     // Without it small answers would wait for the peer's acknowledgement.
     stream.set_nodelay(true).ok()?;
+    unpace(&stream);
     Some((stream, address))
 }
 

@@ -1,13 +1,13 @@
 //! The files of a checkpoint: opened when read, a bounded number at a time.
 
-use super::{SourceError, fingerprint, fingerprint::Stamp};
+use super::{SourceError, fingerprint, fingerprint::Stamp, mapped::MappedFile};
 use crate::plan::SourceState;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Most descriptors held, so that 10,000 `.npy` files fit any process limit.
 const MAX_OPEN_COUNT: usize = 256;
@@ -85,8 +85,16 @@ struct SourceFile {
 /// Open files and when each was last used, by file number.
 #[derive(Debug, Default)]
 struct OpenFiles {
-    files: HashMap<u32, (Arc<File>, u64)>,
+    files: HashMap<u32, (Arc<ReadFile>, u64)>,
     use_count: u64,
+}
+
+/// A file that tensor bytes are read from.
+#[derive(Debug)]
+struct ReadFile {
+    file: File,
+    /// Made when it is asked for; `None` inside where that is not possible.
+    map: OnceLock<Option<Arc<MappedFile>>>,
 }
 
 impl FileTable {
@@ -139,9 +147,18 @@ impl FileTable {
         offset: u64,
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
-        let (path, file) = self.handle(index)?;
-        file.read_exact_at(buf, offset)
+        let (path, open) = self.handle(index)?;
+        open.file
+            .read_exact_at(buf, offset)
             .map_err(|error| read_error(path, error))
+    }
+
+    /// The map of a whole file, where there can be one.
+    pub(super) fn map(&self, index: u32) -> Result<Option<Arc<MappedFile>>, SourceError> {
+        let (path, open) = self.handle(index)?;
+        let len = self.byte_len(index);
+        let made = || MappedFile::new(path.to_owned(), &open.file, len).map(Arc::new);
+        Ok(open.map.get_or_init(made).clone())
     }
 
     /// Compares every file with what it was when the checkpoint was opened, at
@@ -153,7 +170,7 @@ impl FileTable {
                 &fs::metadata(&file.canonical).map_err(stat_error)?,
             )];
             if let Some(open) = self.already_open(index as u32) {
-                stamps.push(Stamp::of(&open.metadata().map_err(stat_error)?));
+                stamps.push(Stamp::of(&open.file.metadata().map_err(stat_error)?));
             }
             let expected = file.stamp.fingerprint(&file.header_hash);
             for stamp in stamps {
@@ -168,7 +185,7 @@ impl FileTable {
         Ok(())
     }
 
-    fn already_open(&self, index: u32) -> Option<Arc<File>> {
+    fn already_open(&self, index: u32) -> Option<Arc<ReadFile>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.use_count += 1;
         let now = open.use_count;
@@ -178,7 +195,7 @@ impl FileTable {
         })
     }
 
-    fn handle(&self, index: u32) -> Result<(&Path, Arc<File>), SourceError> {
+    fn handle(&self, index: u32) -> Result<(&Path, Arc<ReadFile>), SourceError> {
         let Some(known) = self.files.get(index as usize) else {
             let why = format!("there is no file {index}, only {}", self.files.len());
             return Err(SourceError::malformed(Path::new(""), why));
@@ -196,7 +213,10 @@ impl FileTable {
         if (stamp.dev, stamp.ino) != (known.stamp.dev, known.stamp.ino) {
             return Err(SourceError::changed(path, known.stamp.difference(&stamp)));
         }
-        let file = Arc::new(file);
+        let file = Arc::new(ReadFile {
+            file,
+            map: OnceLock::new(),
+        });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.files.len() >= MAX_OPEN_COUNT {
             let oldest = open.files.iter().min_by_key(|(_, (_, last_use))| *last_use);

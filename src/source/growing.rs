@@ -1,7 +1,7 @@
 //! A checkpoint that is still being produced: entries are added while earlier ones
 //! are sent already.
 
-use super::{Extent, SourceEntry, SourceError, SourceSet};
+use super::{Extent, MappedRun, SourceEntry, SourceError, SourceSet};
 use crate::plan::{
     Digest16, EntryHeader, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip, first_16,
 };
@@ -193,6 +193,15 @@ impl Inner {
     }
 }
 
+/// Bytes that need not be read into a buffer.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// The producer holds them.
+    Memory(Bytes),
+    /// They are in a mapped file.
+    Mapped(MappedRun),
+}
+
 /// What a push sends: everything known from the start, or still growing.
 #[derive(Clone, Debug)]
 pub(crate) enum Supply {
@@ -294,6 +303,37 @@ impl Supply {
             rest = later;
         }
         Ok(())
+    }
+
+    /// The bytes of a run without reading them; `None` where they must be read. Files
+    /// are mapped only where `maps` says so.
+    pub(crate) fn hold(&self, extent: Extent, maps: bool) -> Result<Option<Held>, SourceError> {
+        let map = |set: &SourceSet, extent| match maps {
+            true => Ok(set.map_extent(extent)?.map(Held::Mapped)),
+            false => Ok(None),
+        };
+        let growing = match self {
+            Supply::Complete(set) => return map(set, extent),
+            Supply::Growing(growing) => growing,
+        };
+        let found = growing.inner().entries.get(extent.entry_index).cloned();
+        match found {
+            Some((_, Origin::Set(set, entry_index))) => map(
+                &set,
+                Extent {
+                    entry_index,
+                    ..extent
+                },
+            ),
+            Some((_, Origin::Memory(bytes))) => {
+                let start = usize::try_from(extent.offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(extent.len as usize);
+                // What is out of range is said by reading it.
+                let is_inside = end <= bytes.len();
+                Ok(is_inside.then(|| Held::Memory(bytes.slice(start..end))))
+            }
+            None => Ok(None),
+        }
     }
 
     /// As [`SourceSet::check_unchanged`], for every set.

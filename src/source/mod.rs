@@ -16,6 +16,7 @@ mod fingerprint;
 mod folder;
 mod growing;
 mod landed;
+mod mapped;
 mod npy;
 pub mod safetensors;
 mod sharded;
@@ -23,7 +24,9 @@ mod sniff;
 
 pub use error::SourceError;
 pub use growing::GrowingSource;
-pub(crate) use growing::Supply;
+pub(crate) use growing::{Held, Supply};
+pub(crate) use mapped::MappedRun;
+pub use mapped::ReadMode;
 
 use crate::plan::{EntryHeader, SourceState};
 use files::FileTable;
@@ -265,6 +268,21 @@ impl SourceSet {
             }
         }
         Ok(())
+    }
+
+    /// A run of bytes that lies in one piece in one mapped file. `None` where it does
+    /// not, or where files cannot be mapped.
+    pub(crate) fn map_extent(&self, extent: Extent) -> Result<Option<MappedRun>, SourceError> {
+        let mut spans = Vec::with_capacity(1);
+        let (index, len) = (extent.entry_index, u64::from(extent.len));
+        self.locate(index, extent.offset, len, &mut spans)?;
+        let [span] = spans[..] else { return Ok(None) };
+        let Ok(start) = usize::try_from(span.offset) else {
+            return Ok(None);
+        };
+        let file = self.files.map(span.file_index)?;
+        let range = start..start + extent.len as usize;
+        Ok(file.map(|file| MappedRun { file, range }))
     }
 
     fn read_spans(&self, spans: &[Span], buf: &mut [u8]) -> Result<(), SourceError> {

@@ -3,10 +3,10 @@
 use super::{
     dir::Dir,
     error::{IoContext, StoreError},
-    map::WriteMap,
 };
 use crate::{
     format::npy,
+    map::WriteMap,
     plan::{EntryHeader, EntryKind, Order},
     protocol::{Placement, SlotFile, Written},
 };
@@ -390,7 +390,7 @@ fn copy_parts<'a>(
         head.copy_from_slice(part);
         rest = tail;
     }
-    Ok(())
+    map.finish()
 }
 
 /// Reads up to `buf.len()` bytes; fewer only at the end of the file.

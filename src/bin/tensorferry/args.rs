@@ -4,7 +4,7 @@ use crate::{output::Format, units};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 use tensorferry::{
-    LANES_MAX, PushOptions, WriteMode,
+    LANES_MAX, PushOptions, ReadMode, WriteMode,
     format::codec::CodecChoice,
     protocol::{CommitMode, Layout},
 };
@@ -234,6 +234,9 @@ pub(crate) struct PushArgs {
     /// How chunks are compressed on the way
     #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_CODEC")]
     pub(crate) codec: CodecArg,
+    /// How the source is read
+    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_READ")]
+    pub(crate) read: ReadArg,
     /// Attempts in a row that make nothing durable before giving up
     #[arg(
         long,
@@ -282,6 +285,27 @@ impl From<CodecArg> for CodecChoice {
             CodecArg::Auto => CodecChoice::Auto,
             CodecArg::None => CodecChoice::None,
             CodecArg::Lz4 => CodecChoice::Lz4,
+        }
+    }
+}
+
+/// How the source is read.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ReadArg {
+    /// Whichever is cheaper: map
+    Auto,
+    /// Sent out of a map of the file; a file that is cut meanwhile is an error
+    Map,
+    /// Read into buffers first
+    Pread,
+}
+
+impl From<ReadArg> for ReadMode {
+    fn from(read: ReadArg) -> ReadMode {
+        match read {
+            ReadArg::Auto => ReadMode::Auto,
+            ReadArg::Map => ReadMode::Map,
+            ReadArg::Pread => ReadMode::Pread,
         }
     }
 }

@@ -45,6 +45,10 @@ fn main() -> ExitCode {
     let global = &cli.global;
     let output = Output::new(global.format(), global.is_silent(), global.verbose);
     start_log(cli.global.verbose);
+    // Without it sources are read into buffers instead.
+    if let Err(error) = tensorferry::install_sigbus_guard() {
+        tracing::warn!(%error, "files cannot be mapped safely");
+    }
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

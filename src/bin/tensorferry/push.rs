@@ -121,6 +121,7 @@ fn options(args: &PushArgs) -> PushOptions {
     options.retries = args.retries;
     options.lanes = args.lanes;
     options.codec = args.codec.into();
+    options.read_mode = args.read.into();
     options.budget_bytes = args.budget;
     options
 }

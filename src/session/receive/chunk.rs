@@ -74,21 +74,50 @@ type Arrived = (Ticket, Codec, Rope, Arc<Reserved>);
 
 fn spawn_verify(session: &Arc<Session>, job: Vec<Arrived>) {
     session.job(on_cpu, move |session| {
-        let mut placed = Vec::with_capacity(job.len());
+        let mut placed: Vec<Write> = Vec::with_capacity(job.len());
         for (ticket, codec, encoded, reserved) in job {
             if let Some((placement, raw)) = verify(session, ticket, codec, encoded) {
-                placed.push((placement, raw, reserved));
+                placed.push(Write {
+                    placement,
+                    raw,
+                    _reserved: reserved,
+                });
             }
         }
-        if placed.is_empty() {
-            return;
-        }
-        session.job(on_io, move |session| {
-            for (placement, raw, reserved) in placed {
-                place(session, placement, raw, reserved);
-            }
-        });
+        spawn_write(session, placed);
     });
+}
+
+/// Verified bytes on their way to a file.
+#[derive(Debug)]
+pub(super) struct Write {
+    placement: Placement,
+    raw: Rope,
+    _reserved: Arc<Reserved>,
+}
+
+/// Chunks that are not the whole of their file take turns at it.
+fn spawn_write(session: &Arc<Session>, mut placed: Vec<Write>) {
+    match placed.pop() {
+        None => {}
+        Some(write) if placed.is_empty() && !write.placement.is_whole() => {
+            let file = write.placement.slot().number;
+            let Some(first) = session.turns.begin(file, write) else {
+                return;
+            };
+            session.job(on_io, move |session| {
+                let mut next = Some(first);
+                while let Some(write) = next {
+                    place(session, write);
+                    next = session.turns.next(file);
+                }
+            });
+        }
+        Some(last) => session.job(on_io, move |session| {
+            placed.push(last);
+            placed.into_iter().for_each(|write| place(session, write));
+        }),
+    }
 }
 
 /// On a CPU worker: raw bytes, their checksum, and the right to write them.
@@ -120,15 +149,22 @@ fn verify(
 }
 
 /// On an I/O thread: the only write of this cell.
-fn place(session: &Arc<Session>, placement: Placement, raw: Rope, reserved: Arc<Reserved>) {
+fn place(session: &Arc<Session>, write: Write) {
+    let Write {
+        placement,
+        raw,
+        _reserved,
+    } = write;
     match session.staging.files().write(placement, raw.parts()) {
-        Ok(written) => session.core().written(written, Instant::now()),
+        Ok(written) => {
+            session.core().written(written, Instant::now());
+            session.wake.notify_one();
+        }
         Err((placement, error)) => {
             session.core().abandon(placement);
             session.fail(error);
         }
     }
-    drop(reserved);
 }
 
 fn decode(codec: Codec, encoded: Rope, raw_len: usize) -> Result<Rope, CodecError> {

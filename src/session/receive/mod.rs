@@ -10,12 +10,14 @@ mod disk;
 mod lane;
 mod open;
 mod sessions;
+mod turns;
 
 use self::{
     disk::{finish_commit, spawn_commit, spawn_compare},
     lane::{run_lane, send_control, send_frame, serve_joined, set_limits},
     open::{First, check_supported, commit_policy, random_token, read_first, staging_options},
     sessions::Sessions,
+    turns::Turns,
 };
 use super::{
     buffers::Budget,
@@ -109,6 +111,8 @@ struct Session {
     failure: Mutex<Option<SessionError>>,
     job_count: AtomicUsize,
     budget: Budget,
+    /// Chunks on their way into the files.
+    turns: Turns<chunk::Write>,
     /// The terms, which every lane gets.
     accept: Accept,
     /// Changes when lanes should look for acks to send.
@@ -299,6 +303,7 @@ async fn receive_session(
         failure: Mutex::new(None),
         job_count: AtomicUsize::new(0),
         budget: context.budget.clone(),
+        turns: Turns::default(),
         accept,
         turn: watch::Sender::new(()),
         over: watch::Sender::new(false),

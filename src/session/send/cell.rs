@@ -11,10 +11,10 @@ use crate::{
     plan::CellId,
     protocol::ChunkHead,
     session::{
-        buffers::{PooledBuffer, Reserved},
+        buffers::Reserved,
         workers::{on_cpu, on_io},
     },
-    source::Extent,
+    source::{Extent, Held, MappedRun, ReadMode, SourceError},
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -39,22 +39,70 @@ impl AsRef<[u8]> for EncodedBuffer {
 /// Has cells read and queued for the lanes, in their order.
 pub(super) fn prepare(session: &Arc<Session>, cells: Vec<(CellId, Extent)>, reserved: Reserved) {
     session.job(on_io, move |session| {
-        let len = cells.iter().map(|(_, extent)| extent.len as usize).sum();
-        let mut buffer = session.pool.take(len, reserved);
-        let extents = cells.iter().map(|(_, extent)| *extent);
-        let source = &session.context.source;
-        if let Err(error) = source.read_extents(extents, buffer.as_mut()) {
-            return session.fail(error);
+        match read(session, &cells, reserved) {
+            Ok(raw) => session.job(on_cpu, move |session| sum_and_queue(session, &cells, raw)),
+            Err(error) => session.fail(error),
         }
-        session.job(on_cpu, move |session| {
-            sum_and_queue(session, &cells, buffer)
-        });
     });
 }
 
-fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], buffer: PooledBuffer) {
+/// The bytes of a run of cells, with their share of the budget.
+struct Raw {
+    bytes: Bytes,
+    reserved: Arc<Reserved>,
+    /// Where they are a part of a mapped file.
+    mapped: Option<MappedRun>,
+}
+
+/// Long cells are taken where they are, short ones are gathered in a buffer.
+fn read(
+    session: &Session,
+    cells: &[(CellId, Extent)],
+    reserved: Reserved,
+) -> Result<Raw, SourceError> {
+    let source = &session.context.source;
+    if let [(_, extent)] = cells
+        && extent.len >= SMALL_BYTES
+    {
+        let maps = session.context.read_mode != ReadMode::Pread;
+        match source.hold(*extent, maps)? {
+            Some(Held::Mapped(run)) => {
+                run.populate()?;
+                let reserved = Arc::new(reserved);
+                return Ok(Raw {
+                    bytes: run.bytes(Arc::clone(&reserved)),
+                    reserved,
+                    mapped: Some(run),
+                });
+            }
+            Some(Held::Memory(bytes)) => {
+                return Ok(Raw {
+                    bytes,
+                    reserved: Arc::new(reserved),
+                    mapped: None,
+                });
+            }
+            None => {}
+        }
+    }
+    let len = cells.iter().map(|(_, extent)| extent.len as usize).sum();
+    let mut buffer = session.pool.take(len, reserved);
+    let extents = cells.iter().map(|(_, extent)| *extent);
+    source.read_extents(extents, buffer.as_mut())?;
     let reserved = buffer.reserved();
-    let buffer = Bytes::from_owner(buffer);
+    Ok(Raw {
+        bytes: Bytes::from_owner(buffer),
+        reserved,
+        mapped: None,
+    })
+}
+
+fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
+    let Raw {
+        bytes: buffer,
+        reserved,
+        mapped,
+    } = raw;
     let mut at = 0;
     for (cell, extent) in cells {
         let raw = buffer.slice(at..at + extent.len as usize);
@@ -79,6 +127,10 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], buffer: PooledBu
             codec: codec.id(),
             crc32c,
         };
+        // The file may have been cut while it was looked at.
+        if let Some(Err(error)) = mapped.as_ref().map(MappedRun::check) {
+            return session.fail(error);
+        }
         let cell = *cell;
         // Unbounded in form only: every chunk in it is part of the window.
         let _ = session.prepared.send(Prepared { cell, head, bytes });

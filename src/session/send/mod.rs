@@ -31,7 +31,7 @@ use crate::{
         Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
         ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
     },
-    source::{Extent, SourceEntry, Supply},
+    source::{Extent, ReadMode, SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
         encode_sources_and_entries, pb, reason_of,
@@ -78,6 +78,7 @@ pub(crate) struct SendContext {
     /// Connections wished, the control lane among them.
     pub(crate) lanes: u32,
     pub(crate) codec: CodecChoice,
+    pub(crate) read_mode: ReadMode,
     /// Memory for chunks on their way; half of it bounds the window.
     pub(crate) budget_bytes: u64,
     pub(crate) progress: Arc<ProgressCell>,
