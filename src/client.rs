@@ -10,8 +10,8 @@ use crate::{
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
-        Connect, ProgressCell, SendContext, SendError, SendLane, Stage, Task, cancelled, send,
-        status_error,
+        Connect, ProgressCell, REHEARSAL_FORMAT, Rehearsal, SendContext, SendError, SendLane,
+        Stage, Task, cancelled, send, status_error,
     },
     source::{GrowingSource, SourceError, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
@@ -156,7 +156,7 @@ impl Client {
         options: PushOptions,
     ) -> Transfer {
         let open = open_of_set(name, &target, &source, &options);
-        self.start(Supply::Complete(source), open, target, options)
+        self.start(Supply::Complete(source), open, target, options, None)
     }
 
     /// Pushes a checkpoint that is still being produced: its entries are added to the
@@ -207,11 +207,37 @@ impl Client {
             ..open_of_key(name, &target, key, &options)
         };
         let supply = Supply::Growing(Arc::clone(&source));
-        let transfer = self.start(supply, open, target, options);
+        let transfer = self.start(supply, open, target, options, None);
         Ok(OpenPush::new(source, transfer))
     }
 
-    fn start(&self, source: Supply, open: Open, target: String, options: PushOptions) -> Transfer {
+    /// Sends to a receiver that takes part in the same rehearsal, and to no other.
+    pub(crate) fn rehearse(
+        &self,
+        source: Supply,
+        options: PushOptions,
+        rehearsal: Rehearsal,
+    ) -> Result<Transfer, Error> {
+        let (name, target) = (REHEARSAL_FORMAT.parse()?, REHEARSAL_FORMAT.to_owned());
+        let open = match &source {
+            Supply::Complete(set) => open_of_set(&name, &target, set, &options),
+            Supply::Growing(_) => open_of_key(&name, &target, REHEARSAL_FORMAT, &options),
+        };
+        let open = Open {
+            source_format: REHEARSAL_FORMAT.to_owned(),
+            ..open
+        };
+        Ok(self.start(source, open, target, options, Some(rehearsal)))
+    }
+
+    fn start(
+        &self,
+        source: Supply,
+        open: Open,
+        target: String,
+        options: PushOptions,
+        rehearsal: Option<Rehearsal>,
+    ) -> Transfer {
         let progress = Arc::new(ProgressCell::default());
         let (cancel, cancelled) = watch::channel(false);
         let push = Push {
@@ -221,6 +247,7 @@ impl Client {
                 lanes: options.lanes,
                 codec: options.codec,
                 read_mode: options.read_mode,
+                rehearsal,
                 source,
                 budget_bytes: options.budget_bytes,
                 progress: Arc::clone(&progress),

@@ -40,6 +40,7 @@
 //! | receive | [`Server`] |
 //! | convert into a folder of this machine | [`Embedded`] |
 //! | read what landed | [`Checkpoint`], [`list_folder`], [`status_folder`] |
+//! | measure the machine beneath | [`measure`] |
 //! | do the same without `async` | [`blocking`] |
 //!
 //! What is needed for that stands here at the root. The modules [`mod@format`],
@@ -62,6 +63,7 @@ pub mod fuzzing;
 pub mod internals;
 mod loopback;
 mod map;
+pub mod measure;
 mod open_push;
 mod options;
 pub mod plan;

@@ -19,6 +19,28 @@ pub fn crc32c_of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     digest.finalize() as u32
 }
 
+/// CRC-32C of bytes that come one run after another.
+#[derive(Clone, Debug)]
+pub(crate) struct RunningCrc32c(Digest);
+
+impl Default for RunningCrc32c {
+    fn default() -> Self {
+        RunningCrc32c(Digest::new(CrcAlgorithm::Crc32Iscsi))
+    }
+}
+
+impl RunningCrc32c {
+    /// Takes the next run in.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The sum of all runs.
+    pub(crate) fn finish(self) -> u32 {
+        self.0.finalize() as u32
+    }
+}
+
 /// CRC-32C of `a ‖ b` from the sums of both and the length of `b` in bytes.
 pub fn combine(a: u32, b: u32, b_len: u64) -> u32 {
     if b_len == 0 {

@@ -71,17 +71,23 @@ impl WriteMap {
     /// Maps `len` bytes from `offset`, and has their pages made at once where the
     /// kernel can do that: one call instead of a fault for each page.
     pub(crate) fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        let map = WriteMap::unpopulated(file, offset, len)?;
+        match map.map.advise(memmap2::Advice::PopulateWrite) {
+            // Kernels before 5.14 do not know it: the stores fault the pages in.
+            Err(e) if e.kind() != io::ErrorKind::InvalidInput => Err(e),
+            _ => Ok(map),
+        }
+    }
+
+    /// The same with the pages left to the stores: to measure what that costs.
+    pub(crate) fn unpopulated(file: &File, offset: u64, len: usize) -> io::Result<Self> {
         let mut options = memmap2::MmapOptions::new();
         // SAFETY: see the contract of the type.
         let map = unsafe { options.offset(offset).len(len).map_mut(file)? };
-        match map.advise(memmap2::Advice::PopulateWrite) {
-            // Kernels before 5.14 do not know it: the stores fault the pages in.
-            Err(e) if e.kind() != io::ErrorKind::InvalidInput => Err(e),
-            _ => Ok(WriteMap {
-                watched: Watched::new(map.as_ptr(), map.len()),
-                map,
-            }),
-        }
+        Ok(WriteMap {
+            watched: Watched::new(map.as_ptr(), map.len()),
+            map,
+        })
     }
 
     /// The bytes.

@@ -12,7 +12,7 @@ use crate::{
         KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
-    session::{Budget, PaceLimits, ReceiveContext, ReceiveOptions, Registry},
+    session::{Budget, PaceLimits, ReceiveContext, ReceiveOptions, Registry, Rehearsal},
     store::{Catalog, WriteMode},
     wire::pb,
 };
@@ -51,6 +51,7 @@ pub struct ServerBuilder {
     staging_ttl: Option<Duration>,
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
+    rehearsal: Option<Rehearsal>,
 }
 
 /// A server that listens.
@@ -99,6 +100,7 @@ impl Server {
             staging_ttl: None,
             insecure: false,
             alias: None,
+            rehearsal: None,
         }
     }
 
@@ -253,6 +255,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Leaves work out and publishes nothing: for measurements, which make up their bytes.
+    pub(crate) fn rehearsal(mut self, rehearsal: Rehearsal) -> Self {
+        self.rehearsal = Some(rehearsal);
+        self
+    }
+
     /// Opens the root, finishes interrupted publications and listens.
     ///
     /// # Errors
@@ -291,6 +299,7 @@ impl ServerBuilder {
                 chunk_len: self.chunk_len,
                 write_mode: self.write_mode,
                 pace: self.pace,
+                rehearsal: self.rehearsal,
                 ..ReceiveOptions::default()
             },
             budget: Budget::new(self.budget_bytes),

@@ -9,6 +9,7 @@ mod pace;
 mod progress;
 mod receive;
 mod registry;
+mod rehearsal;
 mod send;
 #[cfg(test)]
 mod simulation;
@@ -22,5 +23,6 @@ pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
+pub(crate) use rehearsal::{REHEARSAL_FORMAT, Rehearsal};
 pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};
 pub(crate) use task::Task;

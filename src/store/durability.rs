@@ -16,12 +16,23 @@ const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 pub(crate) fn of_folder(dir: &Dir) -> Result<Durability, StoreError> {
     let stat =
         rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
-    Ok(match stat.f_type as u64 {
+    Ok(of_kind(stat.f_type as u64))
+}
+
+/// The same of a folder by its path.
+pub(crate) fn of_path(folder: &std::path::Path) -> std::io::Result<Durability> {
+    let dir = std::fs::File::open(folder)?;
+    let stat = rustix::fs::fstatfs(&dir)?;
+    Ok(of_kind(stat.f_type as u64))
+}
+
+fn of_kind(magic: u64) -> Durability {
+    match magic {
         TMPFS_MAGIC | RAMFS_MAGIC | HUGETLBFS_MAGIC => Durability::Process,
         // A volatile overlay ignores every sync.
         OVERLAYFS_MAGIC if overlay_is_volatile() => Durability::Process,
         _ => Durability::Disk,
-    })
+    }
 }
 
 /// Whether any overlay of this process's mounts is volatile: rare enough that

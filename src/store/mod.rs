@@ -20,6 +20,7 @@ mod space;
 mod staging;
 
 pub(crate) use catalog::{Catalog, TransferSummary};
+pub(crate) use durability::of_path as durability_of;
 pub(crate) use error::StoreError;
 pub use files::WriteMode;
 pub(crate) use files::read_exact_at_most;

@@ -18,6 +18,7 @@ use super::{
     buffers::{Budget, BufferPool},
     error::SendError,
     progress::{ProgressCell, Stage},
+    rehearsal::Rehearsal,
     task::Task,
     workers::on_io,
 };
@@ -79,6 +80,8 @@ pub(crate) struct SendContext {
     pub(crate) lanes: u32,
     pub(crate) codec: CodecChoice,
     pub(crate) read_mode: ReadMode,
+    /// What is left out; `None` wherever bytes matter.
+    pub(crate) rehearsal: Option<Rehearsal>,
     /// Memory for chunks on their way; half of it bounds the window.
     pub(crate) budget_bytes: u64,
     pub(crate) progress: Arc<ProgressCell>,
