@@ -94,6 +94,13 @@ impl Site {
         self.bytes
     }
 
+    /// Stopped together with others.
+    #[must_use]
+    pub fn with_halt(mut self, halt: Halt) -> Site {
+        self.halt = halt;
+        self
+    }
+
     /// Stops what is measured here.
     pub fn halt(&self) -> Halt {
         self.halt.clone()

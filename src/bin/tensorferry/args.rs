@@ -1,11 +1,16 @@
 //! What can be typed.
 
-use crate::{output::Format, units};
+use crate::{
+    bench::{Step, parse_step},
+    output::Format,
+    units,
+};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 use tensorferry::{
     LANES_MAX, PushOptions, ReadMode, WriteMode,
     format::codec::CodecChoice,
+    measure::rehearsal::Rehearsal,
     protocol::{CommitMode, Layout},
 };
 
@@ -19,6 +24,7 @@ Examples:
   tensorferry list lab:                             what is there, what is unfinished
   tensorferry status lab:run7                       how far that one is
   tensorferry verify /data/run7                     re-read every byte and compare
+  tensorferry bench /data                           what this disk can do, and what limits a push
 
 Exit status:
     0  done                          7  not allowed, or not configured
@@ -107,6 +113,8 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Discard(DiscardArgs),
+    Bench(BenchArgs),
+    Rehearse(RehearseArgs),
     Demo(DemoArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
@@ -394,6 +402,113 @@ pub(crate) struct DemoArgs {
     /// An empty or new folder to work in [default: a fresh one for temporary files]
     #[arg(long, value_name = "DIR", env = "TENSORFERRY_DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// Measure what this machine can do at most, what tensorferry does, and what limits it
+///
+/// In a folder: memory, checksums, codecs, fresh pages, syncs and plain TCP, which are
+/// the ceilings; then tensorferry itself over 1, 2 and 4 lanes, from memory to memory
+/// and from a file to files, as shares of them. All in turn, round by round. On a
+/// server: how fast made-up bytes get there; nothing is published, and what was sent is
+/// removed. A shared or busy machine shows in the range of each figure.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  tensorferry bench /data                             the disk that /data is on
+  tensorferry bench /dev/shm --rounds 5 --out bench.svg --format json
+  tensorferry bench . --only tcp_file,file_to_file    only these
+  tensorferry bench ferry://lab:7744                  the way to a server")]
+pub(crate) struct BenchArgs {
+    /// Folder to work in, or ferry://HOST[:PORT]
+    #[arg(value_name = "WHERE", default_value = ".")]
+    pub(crate) place: OsString,
+    /// Bytes that each measurement moves [default: what takes about a minute and fits,
+    /// at most 1G; 256M to a server]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bench_bytes, env = "TENSORFERRY_BYTES")]
+    pub(crate) bytes: Option<u64>,
+    /// How often everything is measured; medians count
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), default_value_t = 3, env = "TENSORFERRY_ROUNDS")]
+    pub(crate) rounds: u32,
+    /// Nothing but these, by the names in the table
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = parse_step, env = "TENSORFERRY_ONLY")]
+    pub(crate) only: Vec<Step>,
+    /// A file to send instead of a made-up one
+    #[arg(long, value_name = "FILE", env = "TENSORFERRY_SOURCE")]
+    pub(crate) source: Option<PathBuf>,
+    /// Draw a chart of the figures
+    #[arg(long, value_name = "FILE.svg", env = "TENSORFERRY_OUT")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// Less than one value for each of the tensors cannot be sent.
+fn parse_bench_bytes(text: &str) -> Result<u64, String> {
+    let bytes = units::parse_size(text)?;
+    if bytes < 1 << 20 {
+        return Err(format!("{bytes} bytes are too few to measure: at least 1M"));
+    }
+    // Whole values.
+    Ok(bytes / 4 * 4)
+}
+
+/// Both sides of a transfer that keeps nothing, for `bench`
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct RehearseArgs {
+    /// What is left out
+    #[arg(value_enum)]
+    pub(crate) what: RehearsalArg,
+    #[command(subcommand)]
+    pub(crate) side: RehearseSide,
+}
+
+/// A side of a rehearsal.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RehearseSide {
+    /// Receive in a folder that does not exist and will not exist
+    Receive {
+        /// The folder
+        folder: PathBuf,
+    },
+    /// Send to a receiver of the same kind
+    Send {
+        /// Where it listens
+        address: String,
+        /// Connections
+        lanes: u32,
+        /// How many bytes to make up, or a checkpoint where files are read
+        source: String,
+    },
+}
+
+/// What a rehearsal leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RehearsalArg {
+    /// Files
+    Memory,
+    /// Files and checksums
+    MemoryUnchecked,
+    /// Checksums
+    FilesUnchecked,
+}
+
+impl RehearsalArg {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            RehearsalArg::Memory => "memory",
+            RehearsalArg::MemoryUnchecked => "memory-unchecked",
+            RehearsalArg::FilesUnchecked => "files-unchecked",
+        }
+    }
+}
+
+impl From<RehearsalArg> for Rehearsal {
+    fn from(what: RehearsalArg) -> Rehearsal {
+        match what {
+            RehearsalArg::Memory => Rehearsal::Memory,
+            RehearsalArg::MemoryUnchecked => Rehearsal::MemoryUnchecked,
+            RehearsalArg::FilesUnchecked => Rehearsal::FilesUnchecked,
+        }
+    }
 }
 
 /// Print a completion script for a shell

@@ -1,6 +1,7 @@
 //! The command line program: arguments → options → library → words.
 
 mod args;
+mod bench;
 mod completions;
 mod demo;
 mod demo_cut;
@@ -16,6 +17,7 @@ mod man;
 mod output;
 mod progress;
 mod push;
+mod rehearse;
 mod serve;
 mod status;
 mod target;
@@ -69,6 +71,8 @@ async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
         Verb::Inspect(args) => inspect::run(args, output).await,
         Verb::Verify(args) => verify::run(args, output).await,
         Verb::Discard(args) => discard::run(args, output).await,
+        Verb::Bench(args) => Box::pin(bench::run(args, output)).await,
+        Verb::Rehearse(args) => Box::pin(rehearse::run(args, output)).await,
         Verb::Demo(args) => Box::pin(demo::run(args, output)).await,
         Verb::Completions(args) => completions::run(&args, output),
         Verb::Man(args) => man::run(&args, output),

@@ -103,9 +103,12 @@ impl Output {
 
     /// One line on standard error, always. Nobody can be told when that fails.
     pub(crate) fn complain(&self, text: &str) {
-        let _ = io::stderr()
-            .lock()
-            .write_all(format!("{text}\n").as_bytes());
+        complain(text);
+    }
+
+    /// Whether talk is wanted.
+    pub(crate) fn talks(&self) -> bool {
+        !self.is_silent
     }
 
     /// Columns for people: the first `text_columns` to the left, the rest to the right.
@@ -162,6 +165,13 @@ impl Output {
                 .get_or_insert(error);
         }
     }
+}
+
+/// One line on standard error, from a thread that cannot share the streams.
+pub(crate) fn complain(text: &str) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{text}\n").as_bytes());
 }
 
 /// JSON leaves more characters bare than a terminal can bear; they stand in strings
