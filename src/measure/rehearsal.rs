@@ -99,16 +99,18 @@ pub fn send_memory(
     let blank = Bytes::from(vec![0; bytes.min(TENSOR_BYTES) as usize]);
     for number in 0..bytes.div_ceil(TENSOR_BYTES) {
         let len = TENSOR_BYTES.min(bytes - number * TENSOR_BYTES);
-        let header = EntryHeader::tensor(&format!("layer.{number}"), Dtype::U8, &[len])?;
+        let header = EntryHeader::tensor(format!("layer.{number}"), Dtype::U8, &[len])?;
         source.add(header, blank.slice(..len as usize))?;
     }
     source.seal();
-    let mut options = PushOptions::default();
-    // Nothing is there that a sync could save.
-    options.commit_mode = CommitMode::None;
-    options.codec = CodecChoice::None;
-    options.lanes = lanes;
-    options.retries = 0;
+    let options = PushOptions {
+        // Nothing is there that a sync could save.
+        commit_mode: CommitMode::None,
+        codec: CodecChoice::None,
+        lanes,
+        retries: 0,
+        ..PushOptions::default()
+    };
     let supply = Supply::Growing(Arc::new(source));
     Client::new(authority)?.rehearse(supply, options, rehearsal.parts())
 }
@@ -118,9 +120,11 @@ pub fn send_memory(
 /// # Errors
 /// `authority` is no address.
 pub fn send_files(authority: &str, source: Arc<SourceSet>, lanes: u32) -> Result<Transfer, Error> {
-    let mut options = PushOptions::default();
-    options.lanes = lanes;
-    options.retries = 0;
+    let options = PushOptions {
+        lanes,
+        retries: 0,
+        ..PushOptions::default()
+    };
     let parts = Rehearsal::FilesUnchecked.parts();
     Client::new(authority)?.rehearse(Supply::Complete(source), options, parts)
 }

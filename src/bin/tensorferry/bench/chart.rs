@@ -65,12 +65,12 @@ pub(super) fn draw(figures: &Figures, caption: &Caption) -> String {
         f64::from(MARGIN),
         y,
         "note",
-        "GiB/s; thin lines run from the slowest to the fastest round; the number behind is the share of the ceiling",
+        "GiB/s; thin lines run from the slowest to the fastest round; in brackets the share of the first bar",
     );
     y += 14;
     for panel in &panels {
         y += TITLE;
-        text(&mut out, f64::from(MARGIN), y - 10, "panel", panel.title);
+        text(&mut out, f64::from(MARGIN), y - 13, "panel", panel.title);
         let longest = panel.bars.iter().map(|bar| bar.rate.max);
         let scale = BAR_MAX / longest.fold(f64::MIN_POSITIVE, f64::max);
         for bar in &panel.bars {
@@ -88,8 +88,8 @@ pub(super) fn draw(figures: &Figures, caption: &Caption) -> String {
         date,
     } = caption;
     let left = f64::from(MARGIN);
-    text(&mut out, left, y, "note", &format!("{machine}; {place}"));
-    let end = format!("{amount}; tensorferry {version}; {date}");
+    text(&mut out, left, y, "note", machine);
+    let end = format!("{place}; {amount}; tensorferry {version}; {date}");
     text(&mut out, left, y + 16, "note", &end);
     out += "</svg>\n";
     out
@@ -97,13 +97,19 @@ pub(super) fn draw(figures: &Figures, caption: &Caption) -> String {
 
 fn panels(figures: &Figures) -> [Panel; 3] {
     let is_disk = figures.durability == Durability::Disk;
-    let mut files = vec![
-        (Ceiling::TcpFile, "plain TCP, the ceiling"),
-        (Ceiling::TcpFileCrc, "plain TCP with crc32c"),
-    ];
-    if is_disk {
-        files.push((Ceiling::TcpFileSync, "plain TCP with fdatasync"));
-    }
+    // The ceiling first.
+    let files: &[(Ceiling, &str)] = if is_disk {
+        &[
+            (Ceiling::TcpFileSync, "plain TCP with fdatasync"),
+            (Ceiling::TcpFile, "plain TCP, not synced"),
+            (Ceiling::TcpFileCrc, "plain TCP with crc32c, not synced"),
+        ]
+    } else {
+        &[
+            (Ceiling::TcpFile, "plain TCP"),
+            (Ceiling::TcpFileCrc, "plain TCP with crc32c"),
+        ]
+    };
     let alone = [
         (Ceiling::Crc32c, "crc32c"),
         (Ceiling::Memcpy, "copy in memory"),
@@ -117,7 +123,7 @@ fn panels(figures: &Figures) -> [Panel; 3] {
     [
         Panel {
             title: "File to file",
-            bars: bars(figures, &files, Ends::File, &[true]),
+            bars: bars(figures, files, Ends::File, &[true]),
         },
         Panel {
             title: "Memory to memory, discarded",

@@ -21,15 +21,14 @@ impl Machine {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = value_of(&info, "model name").unwrap_or(std::env::consts::ARCH);
         let uname = rustix::system::uname();
+        let release = uname.release().to_string_lossy();
+        // What a distribution adds to the version says nothing to others.
+        let version = release.split('-').next().unwrap_or_default();
         Machine {
             cpu: cpu.to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: memory_bytes("MemTotal"),
-            kernel: format!(
-                "{} {}",
-                uname.sysname().to_string_lossy(),
-                uname.release().to_string_lossy()
-            ),
+            kernel: format!("{} {version}", uname.sysname().to_string_lossy()),
         }
     }
 

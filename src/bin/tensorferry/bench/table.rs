@@ -22,7 +22,7 @@ pub(super) fn words_of(ceiling: Ceiling) -> &'static str {
         Ceiling::MapPopulate => "the same, pages made ahead",
         Ceiling::Pwrite => "the same by pwrite",
         Ceiling::TcpMemory => "plain TCP, memory to memory",
-        Ceiling::TcpFile => "plain TCP, file to fresh file: the ceiling",
+        Ceiling::TcpFile => "plain TCP, file to fresh file",
         Ceiling::TcpFileCrc => "the same with crc32c on both sides",
         Ceiling::TcpFileSync => "the same with one fdatasync at the end",
         Ceiling::Fdatasync => "write, and sync every 128 MiB",
