@@ -247,6 +247,23 @@ fn people_get_a_table_that_ends_in_what_limits() {
         assert!(verdict.contains(words), "{verdict}");
     }
     assert!(stdout.contains("durability "), "{stdout}");
+    let words = [
+        "bench",
+        "-q",
+        "--bytes",
+        "2M",
+        "--rounds",
+        "1",
+        "--only",
+        "memory_to_memory",
+    ];
+    let quiet = run(temp.path(), &words);
+    let stdout = String::from_utf8(quiet.stdout).unwrap();
+    assert!(
+        stdout.starts_with("received ") && stdout.lines().count() == 1,
+        "{stdout}"
+    );
+    assert!(quiet.stderr.is_empty(), "{:?}", quiet.stderr);
 }
 
 #[test]

@@ -355,7 +355,9 @@ fn tell(
         units::bytes(SMALL_BYTES),
         link.small_push_seconds * 1e3
     ));
-    sentences.iter().for_each(|sentence| output.human(sentence));
+    if !output.is_json() {
+        sentences.iter().for_each(|sentence| output.line(sentence));
+    }
     let (machine, date) = (Machine::here(), machine::date());
     output.event(
         "summary",

@@ -44,7 +44,10 @@ pub(super) fn show(figures: &Figures, output: &Output) {
     if !sentences.is_empty() {
         output.human("");
     }
-    sentences.iter().for_each(|sentence| output.human(sentence));
+    // The bare answer is all that a quiet bench says.
+    if !output.is_json() {
+        sentences.iter().for_each(|sentence| output.line(sentence));
+    }
 }
 
 fn words(cells: &[&str]) -> Vec<String> {
