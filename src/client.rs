@@ -516,6 +516,8 @@ impl Push {
             elapsed: begun.elapsed(),
             durability: done.durability,
             unchanged: done.unchanged,
+            stages: progress.stages,
+            codecs: self.context.progress.codecs(),
         }
     }
 }

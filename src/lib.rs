@@ -72,6 +72,8 @@ mod server;
 mod session;
 pub mod source;
 mod store;
+#[cfg(test)]
+mod throttle_tests;
 mod transfer;
 pub mod wire;
 
@@ -87,9 +89,12 @@ pub use map::install_sigbus_guard;
 pub use open_push::OpenPush;
 pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
 pub use plan::CheckpointName;
-pub use protocol::{CommitMode, Durability, Layout, Reason};
+pub use protocol::{
+    CommitMode, Durability, Layout, PipelineStage, Reason, ReceiverStages, SenderStages, Side,
+    StageTimes,
+};
 pub use server::{Server, ServerBuilder};
-pub use session::{Progress, Stage};
+pub use session::{Progress, Stage, StageShare, Stages};
 pub use source::{ReadMode, SourceError, SourceOptions, SourceSet};
 pub use store::WriteMode;
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

@@ -2,8 +2,9 @@
 
 use crate::{
     error::Error,
+    format::codec::Codec,
     protocol::Durability,
-    session::{Progress, ProgressCell, Task},
+    session::{Progress, ProgressCell, Stages, Task},
 };
 use std::{
     future::{Future, IntoFuture},
@@ -37,6 +38,11 @@ pub struct TransferReport {
     pub durability: Durability,
     /// The very same checkpoint had been published before.
     pub unchanged: bool,
+    /// How the stages of the last session spent their time, those of the receiver too;
+    /// [`Stages::bottleneck`] names the one that limited it.
+    pub stages: Stages,
+    /// How chunks that this call sent were encoded, in the order of the codecs' numbers.
+    pub codecs: Vec<Codec>,
 }
 
 /// A push under way. Await it for its report; dropping it stops the push, and the

@@ -8,7 +8,7 @@ use crate::{
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
         Durable, Finish, Join, Keep, Layout, ManifestPromise, Open, OutFormat, Reason,
-        ReceiverControl, ReceiverFrame, Reject, SenderFrame, Wanted,
+        ReceiverControl, ReceiverFrame, ReceiverStages, Reject, SenderFrame, Wanted,
     },
     store::journal::{EntryRecord, JournalHeader, Record, Run},
     wire::{encode_message, encode_receiver_frame, encode_sender_frame, frame_head},
@@ -265,6 +265,10 @@ pub(super) fn receiver_frames_seeds() -> Seeds {
         total_bytes: 99,
         manifest_blake3: [1; 32],
         durability: Durability::Process,
+        stages: Some(ReceiverStages {
+            held_bytes: 1 << 20,
+            ..ReceiverStages::default()
+        }),
     }));
     let abort = ReceiverFrame::control(ReceiverControl::Abort(Abort {
         reason: Some(Reason::DiskQuota),

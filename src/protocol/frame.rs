@@ -1,6 +1,6 @@
 //! What the two roles say to each other, without protobuf.
 
-use super::Reason;
+use super::{Reason, ReceiverStages};
 use crate::plan::{CheckpointName, Digest16, EntryHeader, RangeSet, SourceState};
 use std::collections::BTreeMap;
 
@@ -295,6 +295,8 @@ pub struct Done {
     pub manifest_blake3: [u8; 32],
     /// What that is worth.
     pub durability: Durability,
+    /// How the receiver's stages spent the session; `None` from one that does not say.
+    pub stages: Option<ReceiverStages>,
 }
 
 /// Control part of a receiver's frame.

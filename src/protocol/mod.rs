@@ -28,6 +28,7 @@ mod lane;
 mod receiver;
 mod sender;
 mod slot;
+mod stage;
 
 pub use error::{ProtocolError, Reason};
 pub use frame::{
@@ -36,11 +37,12 @@ pub use frame::{
     Reject, SenderFrame, Wanted,
 };
 pub use receiver::{
-    Arrival, CommitPolicy, CompareJob, Group, GroupCells, PublishPlan, ReceiveAction, Receiver,
-    ReceiverConfig, Recovered,
+    Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,
+    Receiver, ReceiverConfig, Recovered,
 };
 pub use sender::{SendAction, SendProgress, Sender, SenderConfig};
 pub use slot::{Placement, RecoveredEntry, SlotFile, Ticket, Written};
+pub use stage::{PipelineStage, ReceiverStages, SenderStages, Side, StageTimes};
 
 /// Version of the wire protocol that this code speaks.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -173,6 +173,17 @@ impl Sender {
         self.progress
     }
 
+    /// Raw bytes between wanted and acked.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    /// Whether cells are wanted that [`Sender::poll`] does not ask for: the window is
+    /// full, or too many are under comparison.
+    pub fn has_no_room(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// Whether Finish has been asked for.
     pub fn is_finishing(&self) -> bool {
         self.finish_sent

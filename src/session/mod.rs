@@ -13,6 +13,7 @@ mod rehearsal;
 mod send;
 #[cfg(test)]
 mod simulation;
+mod stages;
 mod task;
 mod workers;
 
@@ -25,4 +26,7 @@ pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
 pub(crate) use registry::Registry;
 pub(crate) use rehearsal::{REHEARSAL_FORMAT, Rehearsal};
 pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};
+#[cfg(test)]
+pub(crate) use stages::throttle;
+pub use stages::{StageShare, Stages};
 pub(crate) use task::Task;

@@ -1,12 +1,17 @@
 //! Where a transfer stands, readable from any thread at any time.
 
+use super::stages::{SendStages, Stages};
 use crate::{
+    format::codec::Codec,
     plan::{CellId, RangeSet},
-    protocol::{Done, Durability, SendProgress},
+    protocol::{Done, Durability, ReceiverStages, SendProgress},
 };
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// What a transfer is doing.
@@ -47,6 +52,8 @@ pub struct Progress {
     pub session_count: u32,
     /// What durable means, once the receiver has said so.
     pub durability: Option<Durability>,
+    /// How the stages of the session under way, or of the last one, spend their time.
+    pub stages: Stages,
 }
 
 /// The shared cell behind [`Progress`].
@@ -57,12 +64,49 @@ pub(crate) struct ProgressCell {
     sent: Mutex<HashMap<u32, RangeSet>>,
     /// Their raw bytes, each cell once.
     sent_bytes: Mutex<u64>,
+    /// Bits of the codecs that chunks of this call were encoded with.
+    codecs: AtomicU32,
+    /// Of the session under way.
+    stages: Mutex<Option<SendStages>>,
 }
 
 impl ProgressCell {
     /// A copy.
     pub(crate) fn snapshot(&self) -> Progress {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = *self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*stages {
+            Some(stages) => Progress {
+                stages: stages.report(None),
+                ..now
+            },
+            None => now,
+        }
+    }
+
+    /// A session begins: from now on its stages are those of the snapshots.
+    pub(super) fn follow(&self, stages: &SendStages) {
+        *self.stages.lock().unwrap_or_else(PoisonError::into_inner) = Some(stages.clone());
+    }
+
+    /// The session is over: what came of its stages stays.
+    pub(super) fn unfollow(&self, receiver: Option<ReceiverStages>) {
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stages) = stages.take() {
+            self.update(|p| p.stages = stages.report(receiver));
+        }
+    }
+
+    /// Chunks were encoded with these codecs.
+    pub(crate) fn count_codecs(&self, bits: u32) {
+        self.codecs.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Codecs that chunks of this call were encoded with.
+    pub(crate) fn codecs(&self) -> Vec<Codec> {
+        let bits = self.codecs.load(Ordering::Relaxed);
+        let is_used = |codec: &Codec| bits & codec.bit() != 0;
+        Codec::ALL.into_iter().filter(is_used).collect()
     }
 
     /// Changes it.
@@ -90,6 +134,7 @@ impl ProgressCell {
             .sent_bytes
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        self.unfollow(done.stages);
         self.update(|p| {
             p.stage = Stage::Done;
             p.total_bytes = done.total_bytes;

@@ -11,13 +11,17 @@ use crate::{
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
         Durable, Finish, Join, Keep, Layout, MAX_COMPARE_CELLS, ManifestPromise, Open, OutFormat,
-        PROTOCOL_VERSION, ProtocolError, Reason, ReceiverControl, ReceiverFrame, Reject,
-        SenderFrame, Wanted,
+        PROTOCOL_VERSION, ProtocolError, Reason, ReceiverControl, ReceiverFrame, ReceiverStages,
+        Reject, SenderFrame, StageTimes, Wanted,
     },
 };
+use std::time::Duration;
 
 /// Most bytes of metadata in Open, names and values together.
 const MAX_METADATA_BYTES: usize = 1 << 20;
+
+/// Most microseconds or bytes in what a receiver says of its stages.
+const MAX_STAGE_FIGURE: u64 = 1 << 53;
 
 fn refuse(reason: Reason, message: impl Into<String>) -> WireError {
     ProtocolError::new(reason, message).into()
@@ -277,6 +281,7 @@ pub(crate) fn decode_receiver_frame(frame: pb::ReceiverFrame) -> Result<Receiver
             total_bytes: done.total_bytes,
             manifest_blake3: array(&done.manifest_blake3, "manifest_blake3")?,
             durability: decode_durability(done.durability)?,
+            stages: done.stages.as_ref().map(decode_stages).transpose()?,
         })),
         Some(Control::Abort(abort)) => Some(ReceiverControl::Abort(decode_abort(abort))),
         Some(Control::Open(_) | Control::Join(_)) => {
@@ -351,6 +356,34 @@ fn decode_durability(number: i32) -> Result<Durability, WireError> {
         Ok(pb::Durability::Process) => Ok(Durability::Process),
         _ => Err(bad_frame(format!("durability {number} has no meaning"))),
     }
+}
+
+fn decode_stages(stages: &pb::ReceiverStages) -> Result<ReceiverStages, WireError> {
+    Ok(ReceiverStages {
+        receive: decode_times(stages.receive)?,
+        checksum: decode_times(stages.checksum)?,
+        codec: decode_times(stages.codec)?,
+        place: decode_times(stages.place)?,
+        sync: decode_times(stages.sync)?,
+        held_bytes: stage_figure(stages.held_bytes)?,
+    })
+}
+
+fn decode_times(times: Option<pb::StageTimes>) -> Result<StageTimes, WireError> {
+    let times = times.unwrap_or_default();
+    Ok(StageTimes {
+        busy: Duration::from_micros(stage_figure(times.busy_us)?),
+        blocked: Duration::from_micros(stage_figure(times.blocked_us)?),
+    })
+}
+
+fn stage_figure(figure: u64) -> Result<u64, WireError> {
+    if figure > MAX_STAGE_FIGURE {
+        return Err(bad_frame(format!(
+            "a stage of the receiver has the figure {figure}, {MAX_STAGE_FIGURE} may be"
+        )));
+    }
+    Ok(figure)
 }
 
 fn decode_ranges(ranges: &[pb::CellRange]) -> Result<RangeSet, WireError> {
@@ -549,5 +582,62 @@ mod tests {
             ..Default::default()
         };
         assert!(decode_sender_frame(frame).is_err());
+    }
+
+    fn done_with(stages: Option<ReceiverStages>) -> ReceiverFrame {
+        ReceiverFrame::control(ReceiverControl::Done(Done {
+            unchanged: false,
+            entry_count: 1,
+            total_bytes: 2,
+            manifest_blake3: [3; 32],
+            durability: Durability::Disk,
+            stages,
+        }))
+    }
+
+    #[test]
+    fn a_receivers_stages_come_back_and_may_be_absent() {
+        let times = |n: u64| StageTimes {
+            busy: Duration::from_micros(n),
+            blocked: Duration::from_micros(n * 7),
+        };
+        let stages = ReceiverStages {
+            receive: times(1),
+            checksum: times(2),
+            codec: times(0),
+            place: times(4),
+            sync: times(MAX_STAGE_FIGURE / 7),
+            held_bytes: MAX_STAGE_FIGURE,
+        };
+        for stages in [None, Some(ReceiverStages::default()), Some(stages)] {
+            let frame = done_with(stages);
+            let encoded = encode_receiver_frame(&frame);
+            assert_eq!(decode_receiver_frame(encoded).unwrap(), frame);
+        }
+    }
+
+    #[test]
+    fn figures_of_stages_beyond_the_limit_are_refused() {
+        let times = |busy_us, blocked_us| {
+            Some(pb::StageTimes {
+                busy_us,
+                blocked_us,
+            })
+        };
+        let most = MAX_STAGE_FIGURE;
+        for (place, held_bytes, is_fine) in [
+            (times(most, most), most, true),
+            (times(most + 1, 0), 0, false),
+            (times(0, most + 1), 0, false),
+            (times(0, 0), most + 1, false),
+            (times(u64::MAX, u64::MAX), u64::MAX, false),
+        ] {
+            let stages = pb::ReceiverStages {
+                place,
+                held_bytes,
+                ..Default::default()
+            };
+            assert_eq!(decode_stages(&stages).is_ok(), is_fine, "{stages:?}");
+        }
     }
 }

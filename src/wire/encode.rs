@@ -6,7 +6,7 @@ use crate::{
     protocol::{
         Abort, Accept, Announcement, ChunkHead, CommitMode, Compare, Done, Durability, Finish,
         Layout, ManifestPromise, Open, OutFormat, PROTOCOL_VERSION, ReceiverControl, ReceiverFrame,
-        SenderFrame,
+        ReceiverStages, SenderFrame, StageTimes,
     },
 };
 use bytes::Bytes;
@@ -249,7 +249,27 @@ fn encode_done(done: &Done) -> pb::Done {
         total_bytes: done.total_bytes,
         manifest_blake3: Bytes::copy_from_slice(&done.manifest_blake3),
         durability: encode_durability(done.durability),
+        stages: done.stages.as_ref().map(encode_stages),
     }
+}
+
+fn encode_stages(stages: &ReceiverStages) -> pb::ReceiverStages {
+    pb::ReceiverStages {
+        receive: encode_times(stages.receive),
+        checksum: encode_times(stages.checksum),
+        codec: encode_times(stages.codec),
+        place: encode_times(stages.place),
+        sync: encode_times(stages.sync),
+        held_bytes: stages.held_bytes,
+    }
+}
+
+fn encode_times(times: StageTimes) -> Option<pb::StageTimes> {
+    // A stage that had nothing to do takes no room.
+    (times != StageTimes::default()).then(|| pb::StageTimes {
+        busy_us: times.busy.as_micros() as u64,
+        blocked_us: times.blocked.as_micros() as u64,
+    })
 }
 
 fn encode_durability(durability: Durability) -> i32 {

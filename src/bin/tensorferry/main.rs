@@ -19,6 +19,7 @@ mod progress;
 mod push;
 mod rehearse;
 mod serve;
+mod stages;
 mod status;
 mod target;
 mod units;

@@ -7,11 +7,12 @@ use crate::{
     interrupt::Interrupt,
     output::Output,
     progress::Meter,
+    stages::{self, StageFigures},
     target::{self, Target},
     units,
 };
 use serde::Serialize;
-use std::{future::IntoFuture, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::IntoFuture, sync::Arc, time::Duration};
 use tensorferry::{
     Client, Embedded, Error, Progress, PushOptions, Transfer, TransferReport, protocol::Durability,
     source::SourceSet,
@@ -39,7 +40,11 @@ struct DoneEvent<'a> {
     durability: &'a str,
     unchanged: bool,
     sessions: u32,
+    codec: Option<&'a str>,
+    lanes: u32,
     bottleneck: Option<&'a str>,
+    bottleneck_side: Option<&'a str>,
+    stages: BTreeMap<&'a str, StageFigures>,
 }
 
 pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> {
@@ -155,6 +160,7 @@ async fn follow(
 }
 
 fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
+    let bottleneck = report.stages.bottleneck();
     output.event(
         "done",
         &DoneEvent {
@@ -168,7 +174,11 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
             durability: report.durability.as_str(),
             unchanged: report.unchanged,
             sessions: report.session_count,
-            bottleneck: None,
+            codec: stages::codec_word(&report.codecs),
+            lanes: report.stages.lanes,
+            bottleneck: bottleneck.map(|row| row.stage.as_str()),
+            bottleneck_side: bottleneck.map(|row| row.side.as_str()),
+            stages: stages::figures(&report.stages),
         },
     );
     let what = format!(
@@ -194,6 +204,9 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
         units::bytes(report.wire_bytes),
         units::bytes(report.resumed_bytes),
     ));
+    if let Some(line) = stages::line(&report.stages) {
+        output.human(&line);
+    }
 }
 
 fn tell_stopped(

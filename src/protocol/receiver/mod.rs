@@ -8,7 +8,7 @@ mod tests;
 mod work;
 
 pub use work::{
-    Arrival, CommitPolicy, CompareJob, Group, GroupCells, PublishPlan, ReceiveAction,
+    Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,
     ReceiverConfig, Recovered,
 };
 
@@ -201,6 +201,18 @@ impl Receiver {
             || !self.barrier.is_empty()
             || self.placing_count > 0
             || self.comparing_count > 0
+    }
+
+    /// Whether the sender waits for the disk.
+    pub fn disk_wait(&self) -> DiskWait {
+        let in_barrier = self.in_commit.as_ref().is_some_and(|g| g.is_barrier);
+        if self.undurable_bytes > self.config.commit.max_undurable_bytes {
+            DiskWait::Acks
+        } else if self.finish.is_some() || in_barrier || !self.barrier.is_empty() {
+            DiskWait::Syncs
+        } else {
+            DiskWait::Nothing
+        }
     }
 
     /// Cells are wanted that the sender has said it has, and it has none to compare

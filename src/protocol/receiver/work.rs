@@ -131,3 +131,15 @@ pub enum ReceiveAction {
     /// Publish; the session ends with Done.
     Publish(Box<PublishPlan>),
 }
+
+/// Whether the sender has to wait for the receiver's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskWait {
+    /// It has not.
+    #[default]
+    Nothing,
+    /// Acks are withheld until less is written and not durable.
+    Acks,
+    /// Answers need a record first, or the end of the session needs syncs.
+    Syncs,
+}

@@ -7,9 +7,10 @@ use crate::{
         checksum,
         codec::{self, Codec, CodecError},
     },
-    protocol::{ChunkHead, Placement, ProtocolError, Reason, Ticket},
+    protocol::{ChunkHead, PipelineStage, Placement, ProtocolError, Reason, Ticket},
     session::{
         buffers::Reserved,
+        stages::Held,
         workers::{on_cpu, on_io},
     },
     wire::Rope,
@@ -73,70 +74,101 @@ pub(super) fn take_payload(session: &Arc<Session>, pending: Vec<Pending>, mut ro
 type Arrived = (Ticket, Codec, Rope, Arc<Reserved>);
 
 fn spawn_verify(session: &Arc<Session>, job: Vec<Arrived>) {
+    let raw_len: usize = job.iter().map(|(ticket, ..)| ticket.raw_len as usize).sum();
+    let held = session.stages.hold(raw_len as u64);
     session.job(on_cpu, move |session| {
-        let mut placed: Vec<Write> = Vec::with_capacity(job.len());
-        for (ticket, codec, encoded, reserved) in job {
-            if let Some((placement, raw)) = verify(session, ticket, codec, encoded) {
-                placed.push(Write {
+        let mut work = session.stages.work(PipelineStage::Codec);
+        #[cfg(test)]
+        session.stages.slow(PipelineStage::Codec, raw_len);
+        // All of a job before any is summed: the clock is read once for each stage.
+        let decoded = |(ticket, codec, encoded, reserved): Arrived| match decode(
+            codec,
+            encoded,
+            ticket.raw_len as usize,
+        ) {
+            Ok(raw) => Some((ticket, raw, reserved)),
+            Err(error) => {
+                let error = ProtocolError::new(Reason::BadCompression, error.to_string());
+                session.fail(error);
+                None
+            }
+        };
+        let decoded: Vec<_> = job.into_iter().filter_map(decoded).collect();
+        work.turn_to(PipelineStage::Checksum);
+        #[cfg(test)]
+        session.stages.slow(PipelineStage::Checksum, raw_len);
+        let mut writes: Vec<Write> = Vec::with_capacity(decoded.len());
+        for (ticket, raw, _reserved) in decoded {
+            if let Some(placement) = verify(session, ticket, &raw) {
+                writes.push(Write {
                     placement,
                     raw,
-                    _reserved: reserved,
+                    _reserved,
                 });
             }
         }
-        spawn_write(session, placed);
+        drop(work);
+        spawn_place(
+            session,
+            Job {
+                writes,
+                _held: held,
+            },
+        );
     });
 }
 
-/// Verified bytes on their way to a file.
+/// A verified chunk on its way to its file.
 #[derive(Debug)]
-pub(super) struct Write {
+struct Write {
     placement: Placement,
     raw: Rope,
     _reserved: Arc<Reserved>,
 }
 
-/// Chunks that are not the whole of their file take turns at it.
-fn spawn_write(session: &Arc<Session>, mut placed: Vec<Write>) {
-    match placed.pop() {
-        None => {}
-        Some(write) if placed.is_empty() && !write.placement.is_whole() => {
-            let file = write.placement.slot().number;
-            let Some(first) = session.turns.begin(file, write) else {
-                return;
-            };
-            session.job(on_io, move |session| {
-                let mut next = Some(first);
-                while let Some(write) = next {
-                    place(session, write);
-                    next = session.turns.next(file);
-                }
-            });
-        }
-        Some(last) => session.job(on_io, move |session| {
-            placed.push(last);
-            placed.into_iter().for_each(|write| place(session, write));
-        }),
-    }
+/// Chunks that are written together.
+#[derive(Debug)]
+pub(super) struct Job {
+    writes: Vec<Write>,
+    _held: Held,
 }
 
-/// On a CPU worker: raw bytes, their checksum, and the right to write them.
-fn verify(
-    session: &Session,
-    ticket: Ticket,
-    codec: Codec,
-    encoded: Rope,
-) -> Option<(Placement, Rope)> {
-    let raw = match decode(codec, encoded, ticket.raw_len as usize) {
-        Ok(raw) => raw,
-        Err(error) => {
-            session.fail(ProtocolError::new(
-                Reason::BadCompression,
-                error.to_string(),
-            ));
-            return None;
-        }
+/// Chunks that are not the whole of their file take turns at it.
+fn spawn_place(session: &Arc<Session>, job: Job) {
+    let file = match &job.writes[..] {
+        [] => return,
+        [one] if !one.placement.is_whole() => one.placement.slot().number,
+        _ => return session.job(on_io, move |session| place_all(session, job)),
     };
+    let Some(first) = session.turns.begin(file, job) else {
+        return;
+    };
+    session.job(on_io, move |session| {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            place_all(session, job);
+            next = session.turns.next(file);
+        }
+    });
+}
+
+/// On an I/O thread.
+fn place_all(session: &Arc<Session>, job: Job) {
+    let _work = session.stages.work(PipelineStage::Place);
+    #[cfg(test)]
+    session.stages.slow(
+        PipelineStage::Place,
+        job.writes.iter().map(|write| write.raw.len()).sum(),
+    );
+    for write in job.writes {
+        place(session, write);
+    }
+    // So that the role is asked at once for what follows from it.
+    session.wake.notify_one();
+}
+
+/// On a CPU worker: the checksum of the raw bytes, and with it the right to write them.
+fn verify(session: &Session, ticket: Ticket, raw: &Rope) -> Option<Placement> {
     let found = match session.rehearsal {
         Some(rehearsal) if rehearsal.skips_checksums => ticket.crc32c,
         _ => checksum::crc32c_of_parts(raw.parts().map(|p| &p[..])),
@@ -147,8 +179,7 @@ fn verify(
         }
         return None;
     }
-    let placement = session.core().grant(ticket)?;
-    Some((placement, raw))
+    session.core().grant(ticket)
 }
 
 /// On an I/O thread: the only write of this cell.
@@ -163,10 +194,7 @@ fn place(session: &Arc<Session>, write: Write) {
         return session.core().written(written, Instant::now());
     }
     match session.staging.files().write(placement, raw.parts()) {
-        Ok(written) => {
-            session.core().written(written, Instant::now());
-            session.wake.notify_one();
-        }
+        Ok(written) => session.core().written(written, Instant::now()),
         Err((placement, error)) => {
             session.core().abandon(placement);
             session.fail(error);

@@ -4,7 +4,7 @@
 use super::Session;
 use crate::{
     format::checksum,
-    protocol::{CompareJob, Group},
+    protocol::{CompareJob, Group, PipelineStage},
     session::{
         buffers::Reserved,
         error::SessionError,
@@ -34,12 +34,14 @@ pub(super) fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
 fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved) {
     session.job(on_io, move |session| {
         let mut bytes = vec![0; job.raw_len as usize];
+        let work = session.stages.work(PipelineStage::Place);
         match session
             .staging
             .files()
             .read(&job.slot, job.offset, &mut bytes)
         {
             Ok(()) => session.job(on_cpu, move |session| {
+                let _work = session.stages.work(PipelineStage::Checksum);
                 let equal = *blake3::hash(&bytes).as_bytes() == job.blake3;
                 let crc = checksum::crc32c(&bytes);
                 session.core().compared(&job, equal, crc, Instant::now());
@@ -47,6 +49,7 @@ fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved)
             }),
             Err(error) => session.fail(error),
         }
+        drop(work);
     });
 }
 
@@ -59,6 +62,10 @@ pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<(
             session.wake.notify_one();
             std::thread::sleep(Duration::from_millis(20));
         }
+        #[cfg(test)]
+        session
+            .stages
+            .slow(PipelineStage::Sync, raw_bytes_of(&session, &group));
         let committed = catch_unwind(AssertUnwindSafe(|| session.staging.commit(&group)));
         let bug = || SessionError::Bug("the committer panicked".to_owned());
         match committed.map_err(|_| bug()).and_then(|c| Ok(c?)) {
@@ -72,6 +79,12 @@ pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<(
             Err(error) => session.fail(error),
         }
     })
+}
+
+#[cfg(test)]
+fn raw_bytes_of(session: &Session, group: &Group) -> usize {
+    let cell_count: usize = group.cells.iter().map(|cells| cells.crcs.len()).sum();
+    cell_count * session.accept.chunk_len as usize
 }
 
 pub(super) async fn finish_commit(commit: Option<JoinHandle<()>>) {

@@ -8,8 +8,8 @@ use super::{
 use crate::{
     format::codec::Codec,
     protocol::{
-        Arrival, Batch, ChunkHead, Join, MAX_CONTROL_BYTES, MAX_HEAD_BYTES, ProtocolError, Reason,
-        ReceiverControl, ReceiverFrame, SenderFrame,
+        Arrival, Batch, ChunkHead, Join, MAX_CONTROL_BYTES, MAX_HEAD_BYTES, PipelineStage,
+        ProtocolError, Reason, ReceiverControl, ReceiverFrame, SenderFrame,
     },
     session::error::SessionError,
     wire::{
@@ -107,15 +107,21 @@ pub(super) async fn run_lane(
 ) -> Result<(), SessionError> {
     let mut pending: Vec<Pending> = Vec::new();
     loop {
+        let work = session.stages.work(PipelineStage::Receive);
         while let Some(event) = parser.next_event()? {
             match event {
                 Event::Head { frame, payload_len } => {
                     let frame = decode_sender_frame(*frame)?;
                     pending = take_frame(&session, lane, frame, payload_len).await?;
                 }
-                Event::Payload(rope) => take_payload(&session, std::mem::take(&mut pending), rope),
+                Event::Payload(rope) => {
+                    #[cfg(test)]
+                    session.stages.slow_down(rope.len()).await;
+                    take_payload(&session, std::mem::take(&mut pending), rope);
+                }
             }
         }
+        drop(work);
         // Memory is reserved for a frame that has begun: it must go on.
         let data = if parser.is_at_boundary() {
             next_data(&mut body).await?
@@ -235,8 +241,9 @@ async fn take_batch(
     }
     // At once: lanes that hold a part each and wait for more would wait forever.
     let short = Counted::new(&session.short_of_memory_count);
+    let waiting = session.stages.short_of_memory();
     let reserved = Arc::new(session.budget.reserve(bytes).await);
-    drop(short);
+    drop((short, waiting));
     let heads = tickets.into_iter().zip(&batch.chunks);
     let mut pending: Vec<Pending> = heads
         .map(|(ticket, head)| Pending::new(ticket, head, &reserved))

@@ -26,6 +26,7 @@ use super::{
     registry::{Registry, Seat},
     rehearsal::{Rehearsal, check_open},
     send::cancelled,
+    stages::ReceiveStages,
 };
 use crate::{
     format::codec,
@@ -117,7 +118,7 @@ struct Session {
     job_count: AtomicUsize,
     budget: Budget,
     /// Chunks on their way into the files.
-    turns: Turns<chunk::Write>,
+    turns: Turns<chunk::Job>,
     /// The terms, which every lane gets.
     accept: Accept,
     /// Changes when lanes should look for acks to send.
@@ -129,6 +130,7 @@ struct Session {
     heard_bytes: AtomicU64,
     open_frame_count: AtomicUsize,
     short_of_memory_count: AtomicUsize,
+    stages: ReceiveStages,
 }
 
 impl Session {
@@ -264,6 +266,7 @@ async fn receive_session(
                     "disk" => Durability::Disk,
                     _ => Durability::Process,
                 },
+                stages: None,
             };
             return send_control(&out, ReceiverControl::Done(done)).await;
         }
@@ -303,6 +306,7 @@ async fn receive_session(
         "a session was opened"
     );
     let session = Arc::new(Session {
+        stages: ReceiveStages::new(&open.checkpoint),
         core: Mutex::new(core),
         staging,
         rehearsal: context.options.rehearsal,
@@ -369,7 +373,11 @@ async fn drive(
             finish_commit(commit).await;
             return Err(error);
         }
-        let action = session.core().poll(Instant::now());
+        let (action, disk_wait) = {
+            let mut core = session.core();
+            (core.poll(Instant::now()), core.disk_wait())
+        };
+        session.stages.set_disk_wait(disk_wait);
         match action {
             Some(ReceiveAction::Send(frame)) => {
                 // A sender that does not listen must not keep its successor waiting.
@@ -499,6 +507,7 @@ async fn publish(
         total_bytes,
         manifest_blake3,
         durability: session.staging.durability(),
+        stages: Some(session.stages.figures()),
     };
     // Published is published, whether or not the sender still listens.
     let told = send_control(out, ReceiverControl::Done(done)).await;

@@ -9,7 +9,7 @@ use crate::{
         codec::{Codec, Encoded},
     },
     plan::CellId,
-    protocol::ChunkHead,
+    protocol::{ChunkHead, PipelineStage},
     session::{
         buffers::Reserved,
         workers::{on_cpu, on_io},
@@ -70,6 +70,10 @@ fn read(
     cells: &[(CellId, Extent)],
     reserved: Reserved,
 ) -> Result<Raw, SourceError> {
+    let len = cells.iter().map(|(_, extent)| extent.len as usize).sum();
+    let _work = session.stages.work(PipelineStage::Read);
+    #[cfg(test)]
+    session.stages.slow(PipelineStage::Read, len);
     let source = &session.context.source;
     if let [(_, extent)] = cells
         && extent.len >= SMALL_BYTES
@@ -95,7 +99,6 @@ fn read(
             None => {}
         }
     }
-    let len = cells.iter().map(|(_, extent)| extent.len as usize).sum();
     let mut buffer = session.pool.take(len, reserved);
     let extents = cells.iter().map(|(_, extent)| *extent);
     source.read_extents(extents, buffer.as_mut())?;
@@ -113,16 +116,24 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
         reserved,
         mapped,
     } = raw;
+    let mut work = session.stages.work(PipelineStage::Checksum);
+    // All of a run before any is encoded: the clock is read once for each stage.
+    let crcs = match session.context.rehearsal {
+        Some(rehearsal) if rehearsal.skips_checksums => vec![0; cells.len()],
+        _ => crcs_of(cells, &buffer),
+    };
+    #[cfg(test)]
+    session.stages.slow(PipelineStage::Checksum, buffer.len());
+    work.turn_to(PipelineStage::Codec);
+    #[cfg(test)]
+    session.stages.slow(PipelineStage::Codec, buffer.len());
+    let mut codecs = 0;
     let mut at = 0;
-    for (cell, extent) in cells {
+    for ((cell, extent), crc32c) in cells.iter().zip(crcs) {
         let raw = buffer.slice(at..at + extent.len as usize);
         at += raw.len();
         let source = &session.context.source;
         let item_len = source.with_entry(extent.entry_index, |entry| entry.header.item_len());
-        let crc32c = match session.context.rehearsal {
-            Some(rehearsal) if rehearsal.skips_checksums => 0,
-            _ => checksum::crc32c(&raw),
-        };
         let (codec, bytes) = match session.encoder.encode(&raw, item_len.unwrap_or(1)) {
             Encoded::Raw => (Codec::None, raw),
             // A constant chunk takes no memory worth counting.
@@ -132,6 +143,7 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
                 (codec, Bytes::from_owner(EncodedBuffer { bytes, _reserved }))
             }
         };
+        codecs |= codec.bit();
         let head = ChunkHead {
             entry: cell.entry,
             offset: extent.offset,
@@ -148,4 +160,15 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
         // Unbounded in form only: every chunk in it is part of the window.
         let _ = session.prepared.send(Prepared { cell, head, bytes });
     }
+    session.context.progress.count_codecs(codecs);
+}
+
+/// CRC-32C of each cell of a run.
+fn crcs_of(cells: &[(CellId, Extent)], mut bytes: &[u8]) -> Vec<u32> {
+    let sum = |(_, extent): &(CellId, Extent)| {
+        let (raw, rest) = bytes.split_at(extent.len as usize);
+        bytes = rest;
+        checksum::crc32c(raw)
+    };
+    cells.iter().map(sum).collect()
 }

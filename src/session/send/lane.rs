@@ -7,6 +7,7 @@ use crate::{
     session::error::SendError,
     wire::{LaneSender, decode_receiver_frame, encode_sender_frame, frame_head, pb},
 };
+use bytes::Bytes;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -75,12 +76,16 @@ pub(super) async fn write_chunks(
     out: LaneSender,
     queue: Arc<Mutex<Queue>>,
 ) {
+    let load = session.stages.lane();
     // Between taking chunks and counting them as sent nothing is awaited: whenever
     // this task is stopped, each chunk is in the queue or in the role's books.
     while let Some(mut chunks) = { queue.lock().await.take().await } {
+        let raw_bytes = chunks.iter().map(|c| u64::from(c.head.raw_len)).sum();
+        let frame = load.take(raw_bytes);
         {
             let mut core = session.core();
             chunks.retain(|chunk| core.sent(lane, chunk.cell));
+            session.stages.set_in_flight(core.in_flight_bytes());
         }
         if chunks.is_empty() {
             session.wake.notify_one();
@@ -98,7 +103,12 @@ pub(super) async fn write_chunks(
         let head = encode_sender_frame(&SenderFrame::Batch(batch));
         let head = frame_head(&head, payload_len);
         debug_assert!(head.len() <= MAX_HEAD_BYTES);
-        let parts = std::iter::once(head).chain(chunks.into_iter().map(|c| c.bytes));
+        #[cfg(test)]
+        session.stages.slow_down(payload_len).await;
+        let mut parts: Vec<Bytes> = std::iter::once(head)
+            .chain(chunks.into_iter().map(|c| c.bytes))
+            .collect();
+        frame.end_with_last_of(&mut parts);
         if out.send(parts).await.is_err() {
             // The reader of the lane learns why.
             return;

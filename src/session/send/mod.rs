@@ -19,6 +19,7 @@ use super::{
     error::SendError,
     progress::{ProgressCell, Stage},
     rehearsal::Rehearsal,
+    stages::SendStages,
     task::Task,
     workers::on_io,
 };
@@ -29,8 +30,9 @@ use crate::{
     },
     plan::{CellId, Digest16, Grid, MAX_TEXT_LEN, SourceState, printable},
     protocol::{
-        Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, ProtocolError, Reason,
-        ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig, SenderFrame,
+        Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, PipelineStage,
+        ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig,
+        SenderFrame,
     },
     source::{Extent, ReadMode, SourceEntry, Supply},
     wire::{
@@ -110,6 +112,7 @@ struct Session {
     encoder: Encoder,
     /// Bytes read and not yet handed to a connection.
     budget: Budget,
+    stages: SendStages,
     session_token: Digest16,
     /// Number of the next lane.
     next_lane: AtomicU32,
@@ -154,6 +157,7 @@ impl Session {
         let state = {
             let mut core = self.core();
             core.handle(lane, frame)?;
+            self.stages.set_in_flight(core.in_flight_bytes());
             core.progress()
         };
         self.context.progress.set(state);
@@ -253,6 +257,7 @@ pub(crate) async fn send(
             Err(session.take_failure().unwrap_or_else(lost))
         }
     };
+    session.context.progress.unfollow(None);
     let is_over = result.is_ok() || matches!(result, Err(SendError::Interrupted));
     if is_over && !reader.is_finished() {
         // The receiver commits and tells how far it got, or cleans up after Done;
@@ -283,8 +288,11 @@ fn start(
     });
     let (sender, prepared) = mpsc::unbounded_channel();
     let is_first = context.progress.snapshot().wire_bytes == 0;
+    let stages = SendStages::new(&open.checkpoint);
+    context.progress.follow(&stages);
     let session = Session {
         is_first,
+        stages,
         core: Mutex::new(core),
         pool: BufferPool::new(accept.chunk_len as usize, read_ahead_bytes),
         encoder: Encoder::new(context.codec, accept.codecs & open.codecs),
@@ -336,20 +344,27 @@ async fn drive(session: &Arc<Session>, out: &LaneSender) -> Result<Done, SendErr
             Some(SendAction::Send(cell)) => {
                 let cells = take_run(session, cell, &mut ahead);
                 let bytes = cells.iter().map(|(_, extent)| u64::from(extent.len)).sum();
+                let in_flight_bytes = session.core().in_flight_bytes();
+                session.stages.prepare(bytes, in_flight_bytes);
+                session.stages.set_waiting(true, false);
                 tokio::select! {
                     reserved = session.budget.reserve(bytes) => prepare(session, cells, reserved),
                     () = cancelled(&mut cancel) => {}
                 }
+                session.stages.set_waiting(false, false);
             }
             Some(SendAction::Compare { entry, cells }) => compare(session, out, entry, cells),
             Some(SendAction::Recheck { cell, sent_crc32c }) => recheck(session, cell, sent_crc32c),
             Some(SendAction::Finish(finish)) => finish_up(session, out, finish).await?,
             None => {
+                let has_no_room = session.core().has_no_room();
+                session.stages.set_waiting(has_no_room, !source.is_sealed());
                 tokio::select! {
                     () = session.wake.notified() => {}
                     () = source.grown(&mut grown) => take_entries(source, &mut session.core()),
                     () = cancelled(&mut cancel) => {}
                 }
+                session.stages.set_waiting(false, false);
             }
         }
     }
@@ -519,6 +534,7 @@ fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u6
     let runtime = tokio::runtime::Handle::current();
     session.job(on_io, move |session| {
         let mut hashes = Vec::new();
+        let mut work = session.stages.work(PipelineStage::Read);
         for cell in cells.clone() {
             let span = session.core().span(CellId { entry, cell });
             let Some((offset, len)) = span else { return };
@@ -530,8 +546,11 @@ fn compare(session: &Arc<Session>, out: &LaneSender, entry: u32, cells: Range<u6
             {
                 return session.fail(error);
             }
+            work.turn_to(PipelineStage::Checksum);
             hashes.push(*blake3::hash(&bytes).as_bytes());
+            work.turn_to(PipelineStage::Read);
         }
+        drop(work);
         let compare = Compare {
             entry,
             first_cell: cells.start,
