@@ -13,6 +13,7 @@ use crate::{
     store::journal::{EntryRecord, JournalHeader, Record, Run},
     wire::{encode_message, encode_receiver_frame, encode_sender_frame, frame_head},
 };
+use std::time::Duration;
 
 /// Name and bytes of every seed of a target.
 pub(super) type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -210,6 +211,15 @@ pub(super) fn sender_frames_seeds() -> Seeds {
         .into()
 }
 
+fn receiver_stages() -> ReceiverStages {
+    let mut stages = ReceiverStages::default();
+    stages.place.busy = Duration::from_millis(700);
+    stages.place.blocked = Duration::from_micros(3);
+    stages.sync.busy = Duration::from_secs(2);
+    stages.held_bytes = 1 << 20;
+    stages
+}
+
 pub(super) fn receiver_frames_seeds() -> Seeds {
     let set = |ranges: &[(u64, u64)]| {
         let mut set = RangeSet::new();
@@ -265,10 +275,7 @@ pub(super) fn receiver_frames_seeds() -> Seeds {
         total_bytes: 99,
         manifest_blake3: [1; 32],
         durability: Durability::Process,
-        stages: Some(ReceiverStages {
-            held_bytes: 1 << 20,
-            ..ReceiverStages::default()
-        }),
+        stages: Some(receiver_stages()),
     }));
     let abort = ReceiverFrame::control(ReceiverControl::Abort(Abort {
         reason: Some(Reason::DiskQuota),

@@ -19,7 +19,9 @@ pub(in crate::session) struct Load {
 
 impl Load {
     pub(super) fn pass(&mut self, time: Duration) {
-        self.time += time * self.now;
+        if self.now > 0 {
+            self.time += time * self.now;
+        }
     }
 
     pub(super) fn begin(&mut self) {
