@@ -72,7 +72,7 @@ pub struct StageTimes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SenderStages {
-    /// Blocked while cells are wanted and there is no room to read them into.
+    /// Blocked while nothing is read though cells are wanted: there is no room for them.
     pub read: StageTimes,
     /// Never blocked.
     pub checksum: StageTimes,

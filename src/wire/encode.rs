@@ -266,7 +266,7 @@ fn encode_stages(stages: &ReceiverStages) -> pb::ReceiverStages {
 
 fn encode_times(times: StageTimes) -> Option<pb::StageTimes> {
     // A stage that had nothing to do takes no room.
-    (times != StageTimes::default()).then(|| pb::StageTimes {
+    (times != StageTimes::default()).then_some(pb::StageTimes {
         busy_us: times.busy.as_micros() as u64,
         blocked_us: times.blocked.as_micros() as u64,
     })

@@ -37,6 +37,11 @@ impl Load {
         self.now == 0
     }
 
+    /// How much of it is at work, 0 to 1.
+    pub(super) fn share(&self) -> f64 {
+        f64::from(self.now) / f64::from(self.most.max(1))
+    }
+
     /// Time of all workers, divided by the most that there were at once.
     pub(super) fn busy(&self) -> Duration {
         self.time / self.most.max(1)

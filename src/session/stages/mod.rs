@@ -13,11 +13,12 @@
 //!
 //! Two stages have no workers of ours, and are busy while the transfer waits for them:
 //!
-//! - *send*, the network: a lane has a frame that the socket has not taken, or
-//!   everything is on its way and only acks can bring new work. Either can also be the
-//!   receiver's fault, which only its own figures tell. So what its lanes were at work
-//!   or waited for memory is taken off the first as blocked; and of the second the part
-//!   of the bytes on their way that had arrived at the receiver all along.
+//! - *send*, the network: a lane has a frame that the socket has not taken; or nothing
+//!   can be begun until acks come, as far as what is in flight is on its way and not still
+//!   on the sender. Either can also be the receiver's fault, which only its own figures
+//!   tell. So the time in which its lanes were at work or waited for memory is taken off
+//!   as blocked; and of the second the part of the bytes on their way that the receiver
+//!   held all along.
 //! - *sync*, the disk: acks are withheld because too much is not durable, answers wait
 //!   for a record, or everything has arrived and only syncs and the publication are
 //!   left. A sync beside the writes stops nobody and does not count.

@@ -35,7 +35,8 @@ pub(in crate::session) struct SendFlow {
 
     no_room: Duration,
     source_wait: Duration,
-    /// Everything is on its way.
+    /// No cell can be begun until acks come, as far as what is in flight is on its way and
+    /// no lane is at work.
     ack_wait: Duration,
     /// Bytes on their way × seconds.
     away_byte_seconds: f64,
@@ -49,14 +50,16 @@ impl SendFlow {
 
 impl Flow for SendFlow {
     fn pass(&mut self, loads: &Loads, time: Duration) {
-        let is_quiet = self.preparing_bytes == 0 && loads.of(PipelineStage::Send).is_idle();
-        if is_quiet && self.in_flight_bytes > 0 {
-            self.ack_wait += time;
+        let is_prepared = self.preparing_bytes == 0 && self.in_flight_bytes > 0;
+        if self.has_no_room || is_prepared {
+            let away_share = self.away_bytes() as f64 / self.in_flight_bytes.max(1) as f64;
+            let rest = 1.0 - loads.of(PipelineStage::Send).share();
+            self.ack_wait += time.mul_f64(away_share * rest);
         }
         if self.awaits_source && self.in_flight_bytes == 0 {
             self.source_wait += time;
         }
-        if self.has_no_room {
+        if self.has_no_room && loads.of(PipelineStage::Read).is_idle() {
             self.no_room += time;
         }
         self.away_byte_seconds += self.away_bytes() as f64 * time.as_secs_f64();
