@@ -6,12 +6,13 @@ use crate::{
     open_push::OpenPush,
     options::{
         HTTP2_FRAME_BYTES, HTTP2_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PushOptions,
+        RateLimit,
     },
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
     protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
     session::{
         Connect, ProgressCell, REHEARSAL_FORMAT, Rehearsal, SendContext, SendError, SendLane,
-        Stage, Task, cancelled, send, status_error,
+        Stage, Task, Throttle, cancelled, read_rate, send, status_error,
     },
     source::{GrowingSource, SourceError, SourceSet, Supply},
     transfer::{Transfer, TransferReport},
@@ -245,6 +246,7 @@ impl Client {
             context: SendContext {
                 connect: self.connector(),
                 lanes: options.lanes,
+                throttle: Arc::new(Throttle::new(None)),
                 codec: options.codec,
                 read_mode: options.read_mode,
                 rehearsal,
@@ -422,6 +424,7 @@ impl Push {
     async fn run(mut self) -> Result<TransferReport, Error> {
         let begun = Instant::now();
         self.options.check()?;
+        let _follower = self.limit_rate().await?;
         let mut open = self.open.clone();
         self.context.progress.update(|p| {
             p.total_bytes = self.context.source.total_bytes();
@@ -466,6 +469,25 @@ impl Push {
             Ok(Err(changed @ SourceError::Changed { .. })) => changed.into(),
             _ => error,
         }
+    }
+
+    /// Sets the rate that the user wants. The task keeps it up to date.
+    async fn limit_rate(&self) -> Result<Option<Task<()>>, Error> {
+        let throttle = &self.context.throttle;
+        let path = match &self.options.rate_limit {
+            RateLimit::None => return Ok(None),
+            RateLimit::BytesPerSecond(rate) => {
+                throttle.set_rate(Some(*rate));
+                return Ok(None);
+            }
+            RateLimit::File(path) => path.clone(),
+        };
+        let file = path.clone();
+        let rate = tokio::task::spawn_blocking(move || read_rate(&file))
+            .await
+            .map_err(|error| Error::Bug(error.to_string()))?;
+        throttle.set_rate(rate.map_err(Error::Usage)?);
+        Ok(Some(Task::spawn(Arc::clone(throttle).follow(path))))
     }
 
     async fn attempt(&self, open: &Open) -> Result<Done, SendError> {

@@ -87,7 +87,7 @@ pub use error::{Error, ErrorCode};
 pub use format::{Dtype, codec::CodecChoice};
 pub use map::install_sigbus_guard;
 pub use open_push::OpenPush;
-pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, PushOptions};
+pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, Lanes, PushOptions, RateLimit};
 pub use plan::CheckpointName;
 pub use protocol::{
     CommitMode, Durability, Layout, PipelineStage, Reason, ReceiverStages, SenderStages, Side,

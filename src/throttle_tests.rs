@@ -2,7 +2,8 @@
 //! limited it.
 
 use crate::{
-    Client, CodecChoice, CommitMode, PipelineStage, PushOptions, Server, Side, SourceSet, Stages,
+    Client, CodecChoice, CommitMode, Lanes, PipelineStage, PushOptions, Server, Side, SourceSet,
+    Stages,
     format::npy::encode_header,
     session::throttle::{self, Throttle},
 };
@@ -45,7 +46,8 @@ fn push(side: Side, stage: PipelineStage, workers: u64, lanes: u32, mode: Commit
         },
     );
     let mut options = PushOptions::default();
-    (options.lanes, options.codec, options.commit_mode) = (lanes, CodecChoice::Lz4, mode);
+    (options.lanes, options.codec, options.commit_mode) =
+        (Lanes::Fixed(lanes), CodecChoice::Lz4, mode);
     let temp = tempfile::tempdir().unwrap();
     let source = write_source(&temp.path().join("source"));
     let runtime = tokio::runtime::Builder::new_multi_thread()

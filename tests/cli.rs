@@ -593,7 +593,16 @@ fn dest_through(serving: &Serving, then: Then, name: &str) -> String {
 fn stalled_push(dir: &Path, dest: &str) -> (Child, BufReader<std::process::ChildStdout>) {
     let mut child = program()
         .current_dir(dir)
-        .args(["push", "big model", dest, "--format", "json"])
+        // With several lanes the first may be left with so little that it never fails.
+        .args([
+            "push",
+            "big model",
+            dest,
+            "--format",
+            "json",
+            "--lanes",
+            "1",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -721,6 +730,7 @@ fn a_push_that_is_cut_off_tells_programs_how_to_go_on() {
             "big model",
             &dest,
             "--retries=0",
+            "--lanes=1",
             "--format",
             "json",
         ],

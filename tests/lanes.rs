@@ -14,7 +14,7 @@ use std::{
     },
 };
 use tensorferry::{
-    Client, Embedded, Server,
+    Client, Embedded, Lanes, Server,
     format::{codec::CodecChoice, npy::encode_header},
     source::{SourceOptions, SourceSet},
 };
@@ -90,7 +90,7 @@ async fn chunks_are_dealt_to_every_lane() {
     let server = TestServer::start(&temp.path().join("root")).await;
     let (relay, seen) = relay(server.address, 0, 0).await;
     let source = noise_source(&temp.path().join("source"), 48 << 20);
-    let options = options(|o| (o.lanes, o.codec) = (3, CodecChoice::None));
+    let options = options(|o| (o.lanes, o.codec) = (Lanes::Fixed(3), CodecChoice::None));
     let client = Client::new(&relay.to_string()).unwrap();
     let report = client
         .push(Arc::clone(&source), &name("model"), options)
@@ -111,7 +111,7 @@ async fn what_a_dead_lane_carried_goes_over_the_others() {
     let server = TestServer::start(&temp.path().join("root")).await;
     let (relay, seen) = relay(server.address, 1 << 20, 5).await;
     let source = noise_source(&temp.path().join("source"), 64 << 20);
-    let options = options(|o| (o.lanes, o.codec) = (4, CodecChoice::None));
+    let options = options(|o| (o.lanes, o.codec) = (Lanes::Fixed(4), CodecChoice::None));
     let client = Client::new(&relay.to_string()).unwrap();
     let report = client
         .push(Arc::clone(&source), &name("model"), options)
@@ -170,8 +170,8 @@ async fn every_codec_lands_the_same_bytes() {
     }
 }
 
-/// Both roles in one process with memory for a single chunk each, and many lanes that
-/// want it, several transfers at a time, compressible and not.
+/// Both roles in one process, the receiver with memory for a single chunk, and many
+/// lanes that want it, several transfers at a time, compressible and not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn little_memory_and_many_lanes_come_to_an_end() {
     const LONG_CHUNK: u32 = 8 << 20;
@@ -196,7 +196,9 @@ async fn little_memory_and_many_lanes_come_to_an_end() {
     let source = open_source(&dir);
     let with = |codec| {
         options(|o| {
-            (o.lanes, o.codec, o.budget_bytes) = (8, codec, u64::from(LONG_CHUNK));
+            (o.lanes, o.codec) = (Lanes::Fixed(8), codec);
+            // Two for each lane: with less it would not begin.
+            o.budget_bytes = 16 * u64::from(LONG_CHUNK);
             o.chunk_len = Some(LONG_CHUNK);
         })
     };

@@ -16,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 use tensorferry::{
-    Client, ErrorCode, Progress, PushOptions, Stage, Watcher, blocking, format::npy::encode_header,
+    Client, ErrorCode, Lanes, Progress, PushOptions, Stage, Watcher, blocking,
+    format::npy::encode_header,
 };
 
 const SOURCE_BYTES: usize = 12 << 20;
@@ -103,7 +104,7 @@ async fn a_dropped_push_ends_its_session_and_the_next_goes_on() {
 /// With several lanes the first may be left with so little that it never fails.
 fn one_lane() -> PushOptions {
     let mut options = PushOptions::default();
-    options.lanes = 1;
+    options.lanes = Lanes::Fixed(1);
     options
 }
 

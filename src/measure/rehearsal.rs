@@ -10,7 +10,7 @@ use crate::{
     client::Client,
     error::Error,
     format::{Dtype, codec::CodecChoice},
-    options::PushOptions,
+    options::{Lanes, PushOptions},
     plan::EntryHeader,
     protocol::{CommitMode, Reason},
     server::Server,
@@ -107,7 +107,7 @@ pub fn send_memory(
         // Nothing is there that a sync could save.
         commit_mode: CommitMode::None,
         codec: CodecChoice::None,
-        lanes,
+        lanes: Lanes::Fixed(lanes),
         retries: 0,
         ..PushOptions::default()
     };
@@ -121,7 +121,7 @@ pub fn send_memory(
 /// `authority` is no address.
 pub fn send_files(authority: &str, source: Arc<SourceSet>, lanes: u32) -> Result<Transfer, Error> {
     let options = PushOptions {
-        lanes,
+        lanes: Lanes::Fixed(lanes),
         retries: 0,
         ..PushOptions::default()
     };

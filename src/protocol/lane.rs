@@ -2,6 +2,11 @@
 
 use super::Reject;
 use crate::plan::RangeSet;
+use std::time::{Duration, Instant};
+
+/// A lane that is slow, or given little, hears after this time what has settled: it
+/// waits for that before it sends more.
+const ACK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Which of the chunks that arrived on a lane are settled.
 #[derive(Debug, Default)]
@@ -9,6 +14,7 @@ pub(super) struct ReceiveLane {
     arrived_count: u64,
     settled: RangeSet,
     acked_count: u64,
+    acked_at: Option<Instant>,
     /// Refused chunks of this lane that the sender has not been told of: they go out
     /// on the lane itself, so that no ack can overtake them.
     pub(super) rejects: Vec<Reject>,
@@ -33,12 +39,15 @@ impl ReceiveLane {
     }
 
     /// The next ack worth sending: once everything that arrived is settled, or at
-    /// least `batch` chunks more than at the last.
-    pub(super) fn take_ack(&mut self, batch: u64) -> Option<u64> {
+    /// least `batch` chunks more than at the last, or the last is a while ago.
+    pub(super) fn take_ack(&mut self, batch: u64, now: Instant) -> Option<u64> {
         let settled = self.settled_count();
         let fresh = settled - self.acked_count;
-        (fresh > 0 && (fresh >= batch || settled == self.arrived_count)).then(|| {
-            self.acked_count = settled;
+        let is_late = self
+            .acked_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= ACK_INTERVAL);
+        (fresh > 0 && (fresh >= batch || settled == self.arrived_count || is_late)).then(|| {
+            (self.acked_count, self.acked_at) = (settled, Some(now));
             settled
         })
     }

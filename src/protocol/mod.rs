@@ -40,6 +40,7 @@ pub use receiver::{
     Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,
     Receiver, ReceiverConfig, Recovered,
 };
+pub(crate) use sender::MAX_IN_FLIGHT_CELLS;
 pub use sender::{SendAction, SendProgress, Sender, SenderConfig};
 pub use slot::{Placement, RecoveredEntry, SlotFile, Ticket, Written};
 pub use stage::{PipelineStage, ReceiverStages, SenderStages, Side, StageTimes};

@@ -14,12 +14,15 @@ const ANNOUNCE_BATCH: u32 = 512;
 /// Entries that may wait for their answer: the cells of earlier ones travel meanwhile.
 const MAX_UNANSWERED: u64 = 1024;
 
+/// Cells on their way, however small they are: what is kept for each is bounded too.
+pub(crate) const MAX_IN_FLIGHT_CELLS: usize = 1 << 16;
+
 /// Terms of one session, from Accept.
 #[derive(Clone, Copy, Debug)]
 pub struct SenderConfig {
     /// The transfer's grid.
     pub grid: Grid,
-    /// Most raw bytes sent and not acked.
+    /// Most raw bytes sent and not acked, until [`Sender::set_window_bytes`].
     pub window_bytes: u64,
 }
 
@@ -114,6 +117,7 @@ pub struct Sender {
     open_cells: u64,
     comparing_count: u64,
     in_flight_bytes: u64,
+    in_flight_count: usize,
     lanes: BTreeMap<u32, SendLane>,
     rechecks: VecDeque<(CellId, u32)>,
     progress: SendProgress,
@@ -134,6 +138,7 @@ impl Sender {
             open_cells: 0,
             comparing_count: 0,
             in_flight_bytes: 0,
+            in_flight_count: 0,
             lanes: BTreeMap::from([(0, SendLane::default())]),
             rechecks: VecDeque::new(),
             progress: SendProgress::default(),
@@ -184,6 +189,23 @@ impl Sender {
         !self.ready.is_empty()
     }
 
+    /// From now on at most this many raw bytes are sent and not acked.
+    pub fn set_window_bytes(&mut self, window_bytes: u64) {
+        self.config.window_bytes = window_bytes;
+    }
+
+    /// Raw bytes that are not on the receiver yet; `None` while entries are missing or
+    /// unanswered.
+    pub fn remaining_bytes(&self) -> Option<u64> {
+        let is_known = self.sealed
+            && self.unanswered_count == 0
+            && self.announced_count as usize == self.entries.len();
+        is_known.then(|| {
+            let progress = &self.progress;
+            progress.total_bytes.saturating_sub(progress.settled_bytes)
+        })
+    }
+
     /// Whether Finish has been asked for.
     pub fn is_finishing(&self) -> bool {
         self.finish_sent
@@ -208,12 +230,18 @@ impl Sender {
         };
         for item in state.on_way {
             let len = self.span(item.cell).map_or(0, |(_, len)| u64::from(len));
-            self.in_flight_bytes -= len;
+            self.land(len);
             // A refused cell is being read again and goes its own way.
             if !item.rejected {
                 self.take_back(item.cell, len);
             }
         }
+    }
+
+    /// A cell is not on its way any more.
+    fn land(&mut self, len: u64) {
+        self.in_flight_bytes -= len;
+        self.in_flight_count -= 1;
     }
 
     /// A cell that was to be sent will not be acked: it is sent again, unless it is
@@ -356,7 +384,7 @@ impl Sender {
         state.acked_count = count;
         for item in settled {
             let len = self.span(item.cell).map_or(0, |(_, len)| u64::from(len));
-            self.in_flight_bytes -= len;
+            self.land(len);
             if item.rejected {
                 continue;
             }
@@ -422,7 +450,7 @@ impl Sender {
             });
             return true;
         }
-        self.in_flight_bytes -= len;
+        self.land(len);
         self.take_back(cell, len);
         false
     }
@@ -489,13 +517,15 @@ impl Sender {
             if let Some(cell) = entry.pending.first() {
                 let (_, len) = grid.cell_span(entry.header.byte_len, cell)?;
                 let len = u64::from(len);
-                if self.in_flight_bytes > 0 && self.in_flight_bytes + len > self.config.window_bytes
-                {
+                let is_full = self.in_flight_bytes + len > self.config.window_bytes
+                    || self.in_flight_count >= MAX_IN_FLIGHT_CELLS;
+                if self.in_flight_count > 0 && is_full {
                     return None;
                 }
                 entry.pending.pop_first();
                 entry.unsettled.insert(cell..cell + 1);
                 self.in_flight_bytes += len;
+                self.in_flight_count += 1;
                 return Some(SendAction::Send(CellId {
                     entry: number,
                     cell,

@@ -269,8 +269,8 @@ impl ServerBuilder {
     pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
         Grid::new(self.chunk_len)?;
         if self.budget_bytes < BUDGET_BYTES_MIN {
-            return Err(Error::Config(format!(
-                "a budget of {} bytes does not hold one chunk of the largest length, {BUDGET_BYTES_MIN} bytes",
+            return Err(Error::Usage(format!(
+                "a budget of {} bytes does not hold one chunk of the largest length, {BUDGET_BYTES_MIN} bytes: raise it",
                 self.budget_bytes
             )));
         }

@@ -8,7 +8,7 @@ use crate::{
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 use tensorferry::{
-    LANES_MAX, PushOptions, ReadMode, WriteMode,
+    Lanes, RateLimit, ReadMode, WriteMode,
     format::codec::CodecChoice,
     measure::rehearsal::Rehearsal,
     protocol::{CommitMode, Layout},
@@ -236,9 +236,25 @@ pub(crate) struct PushArgs {
     /// receiver's]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_chunk_len, env = "TENSORFERRY_CHUNK")]
     pub(crate) chunk: Option<u32>,
-    /// Connections to send over, 1 to 16
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(LANES_MAX)), default_value_t = PushOptions::default().lanes, env = "TENSORFERRY_LANES")]
-    pub(crate) lanes: u32,
+    /// Connections to send over: 1 to 16, or `auto` for as many as bring clearly more
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "auto",
+        env = "TENSORFERRY_LANES"
+    )]
+    pub(crate) lanes: Lanes,
+    /// Most payload bytes a second as they go on the wire: 10M or 1.5GiB (powers of
+    /// 1,024), 5MB (powers of 1,000), `off`; or @FILE, which holds such a rate and is
+    /// read again each second
+    #[arg(
+        long,
+        value_name = "RATE",
+        default_value = "off",
+        hide_default_value = true,
+        env = "TENSORFERRY_BWLIMIT"
+    )]
+    pub(crate) bwlimit: RateLimit,
     /// How chunks are compressed on the way
     #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_CODEC")]
     pub(crate) codec: CodecArg,

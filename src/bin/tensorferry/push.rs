@@ -125,6 +125,7 @@ fn options(args: &PushArgs) -> PushOptions {
     options.verify = args.verify;
     options.retries = args.retries;
     options.lanes = args.lanes;
+    options.rate_limit = args.bwlimit.clone();
     options.codec = args.codec.into();
     options.read_mode = args.read.into();
     options.budget_bytes = args.budget;

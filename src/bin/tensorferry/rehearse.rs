@@ -56,7 +56,7 @@ pub(crate) async fn run(args: RehearseArgs, output: &Output) -> Result<(), Failu
                     bytes: report.bytes,
                     seconds: report.elapsed.as_secs_f64(),
                     durability: report.durability.as_str(),
-                    bottleneck: None,
+                    bottleneck: report.stages.bottleneck().map(|row| row.stage.as_str()),
                 },
             );
             Ok(())

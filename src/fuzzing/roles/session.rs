@@ -313,7 +313,7 @@ impl Session {
 
     pub(super) fn poll_receiver(&mut self, now: Instant, store: &Store, source: &Source) -> Fate {
         for &lane in &LANES[1..] {
-            if let Some(frame) = self.receiver.poll_lane(lane) {
+            if let Some(frame) = self.receiver.poll_lane(lane, now) {
                 self.say(lane, frame);
             }
         }

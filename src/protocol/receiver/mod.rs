@@ -247,7 +247,7 @@ impl Receiver {
         if self.publishing {
             return None;
         }
-        if let Some(action) = self.poll_frame() {
+        if let Some(action) = self.poll_frame(now) {
             return Some(action);
         }
         if let Some(group) = self.poll_commit(now) {
@@ -270,10 +270,10 @@ impl Receiver {
         Some(self.dirty_since? + self.config.commit.interval?)
     }
 
-    fn poll_frame(&mut self) -> Option<ReceiveAction> {
+    fn poll_frame(&mut self, now: Instant) -> Option<ReceiveAction> {
         let mut frame = ReceiverFrame {
             wanted: std::mem::take(&mut self.further),
-            ..self.poll_lane(0).unwrap_or_default()
+            ..self.poll_lane(0, now).unwrap_or_default()
         };
         while frame.durable.len() < MAX_DURABLE
             && let Some((entry, ranges)) = self.durable_out.pop_first()
@@ -291,14 +291,14 @@ impl Receiver {
 
     /// What is to be said on a lane other than lane 0, whose frames come out of
     /// [`Receiver::poll`].
-    pub fn poll_lane(&mut self, lane: u32) -> Option<ReceiverFrame> {
+    pub fn poll_lane(&mut self, lane: u32, now: Instant) -> Option<ReceiverFrame> {
         // Withheld acks are how the wire waits for the disk.
         let may_ack =
             !self.ending && self.undurable_bytes <= self.config.commit.max_undurable_bytes;
         let state = self.lanes.get_mut(&lane)?;
         let frame = ReceiverFrame {
             rejects: std::mem::take(&mut state.rejects),
-            ack: may_ack.then(|| state.take_ack(ACK_BATCH)).flatten(),
+            ack: may_ack.then(|| state.take_ack(ACK_BATCH, now)).flatten(),
             ..ReceiverFrame::default()
         };
         (!frame.is_empty()).then_some(frame)

@@ -25,7 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::time::timeout;
 use tonic::body::Body;
@@ -87,7 +87,7 @@ async fn answer(session: &Session, lane: u32, out: &LaneSender) -> Result<(), Se
     loop {
         turn.mark_unchanged();
         loop {
-            let frame = session.core().poll_lane(lane);
+            let frame = session.core().poll_lane(lane, Instant::now());
             match frame {
                 Some(frame) => send_frame(out, &frame).await?,
                 None => break,

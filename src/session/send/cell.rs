@@ -157,8 +157,8 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
             return session.fail(error);
         }
         let cell = *cell;
-        // Unbounded in form only: every chunk in it is part of the window.
-        let _ = session.prepared.send(Prepared { cell, head, bytes });
+        // There is room for every cell in flight; closed once the session is over.
+        let _ = session.prepared.try_send(Prepared { cell, head, bytes });
     }
     session.context.progress.count_codecs(codecs);
 }

@@ -1,16 +1,25 @@
 //! The lanes of a sending session: chunks go to whichever is free, acks come back on
 //! the lane that brought the chunks.
 
-use super::{Prepared, SendLane, Session, refusal, send_frame, status_error, take_control};
+use super::{
+    Prepared, SendLane, Session, flow::Verdict, lane_count::LaneCount, refusal, send_frame,
+    status_error, take_control,
+};
 use crate::{
-    protocol::{Batch, Join, MAX_HEAD_BYTES, ProtocolError, Reason, ReceiverControl, SenderFrame},
-    session::error::SendError,
+    protocol::{
+        Batch, ChunkHead, Join, MAX_HEAD_BYTES, ProtocolError, Reason, ReceiverControl, SenderFrame,
+    },
+    session::{
+        error::SendError,
+        stages::{FrameOnLane, LaneLoad},
+    },
     wire::{LaneSender, decode_receiver_frame, encode_sender_frame, frame_head, pb},
 };
 use bytes::Bytes;
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Mutex, mpsc},
@@ -24,20 +33,24 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_LANE_LOSSES: u32 = 8;
 /// Pause before a lost lane is made again, doubled each time.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
+/// A full lane looks again after this time even if nothing is heard.
+const FULL_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the number of lanes is looked at.
+const COUNT_INTERVAL: Duration = Duration::from_millis(250);
 /// Chunks in one frame.
 const MAX_FRAME_CHUNKS: usize = 512;
 
 /// Chunks waiting for a lane.
 #[derive(Debug)]
 pub(super) struct Queue {
-    prepared: mpsc::UnboundedReceiver<Prepared>,
-    /// Did not fit into the frame of its predecessors.
+    prepared: mpsc::Receiver<Prepared>,
+    /// Not taken yet, or did not fit into the frame of its predecessors.
     next: Option<Prepared>,
     max_frame_bytes: u64,
 }
 
 impl Queue {
-    pub(super) fn new(prepared: mpsc::UnboundedReceiver<Prepared>, chunk_len: u32) -> Self {
+    pub(super) fn new(prepared: mpsc::Receiver<Prepared>, chunk_len: u32) -> Self {
         Queue {
             prepared,
             next: None,
@@ -45,27 +58,32 @@ impl Queue {
         }
     }
 
-    /// The chunks of the next frame: one large or several small ones. `None` once
-    /// the session is over.
-    async fn take(&mut self) -> Option<Vec<Prepared>> {
-        let first = match self.next.take() {
-            Some(chunk) => chunk,
-            None => self.prepared.recv().await?,
-        };
-        let mut bytes = u64::from(first.head.encoded_len);
-        let mut chunks = vec![first];
-        while chunks.len() < MAX_FRAME_CHUNKS && bytes < self.max_frame_bytes {
-            let Ok(chunk) = self.prepared.try_recv() else {
-                break;
-            };
+    /// Waits for a chunk; returns its encoded length. `None` once the session is over.
+    async fn peek(&mut self) -> Option<u32> {
+        if self.next.is_none() {
+            self.next = Some(self.prepared.recv().await?);
+        }
+        self.next.as_ref().map(|chunk| chunk.head.encoded_len)
+    }
+
+    /// The chunks of the next frame: one large or several small ones.
+    fn take(&mut self) -> Vec<Prepared> {
+        let mut chunks = Vec::new();
+        let mut bytes = 0;
+        while chunks.len() < MAX_FRAME_CHUNKS {
+            let next = self.next.take().or_else(|| self.prepared.try_recv().ok());
+            let Some(chunk) = next else { break };
             bytes += u64::from(chunk.head.encoded_len);
-            if bytes > self.max_frame_bytes {
+            if bytes > self.max_frame_bytes && !chunks.is_empty() {
                 self.next = Some(chunk);
                 break;
             }
             chunks.push(chunk);
+            if bytes >= self.max_frame_bytes {
+                break;
+            }
         }
-        Some(chunks)
+        chunks
     }
 }
 
@@ -73,20 +91,12 @@ impl Queue {
 pub(super) async fn write_chunks(
     session: Arc<Session>,
     lane: u32,
+    slot: u32,
     out: LaneSender,
     queue: Arc<Mutex<Queue>>,
 ) {
     let load = session.stages.lane();
-    // Between taking chunks and counting them as sent nothing is awaited: whenever
-    // this task is stopped, each chunk is in the queue or in the role's books.
-    while let Some(mut chunks) = { queue.lock().await.take().await } {
-        let raw_bytes = chunks.iter().map(|c| u64::from(c.head.raw_len)).sum();
-        let frame = load.take(raw_bytes);
-        {
-            let mut core = session.core();
-            chunks.retain(|chunk| core.sent(lane, chunk.cell));
-            session.stages.set_in_flight(core.in_flight_bytes());
-        }
+    while let Some((chunks, frame)) = next_frame(&session, lane, slot, &queue, &load).await {
         if chunks.is_empty() {
             session.wake.notify_one();
             continue;
@@ -116,12 +126,72 @@ pub(super) async fn write_chunks(
     }
 }
 
-/// Keeps one further lane going as long as the session lives.
-pub(super) async fn keep_lane(session: Arc<Session>, queue: Arc<Mutex<Queue>>) {
+/// The chunks of the next frame of a lane, which are on their way from now on. They
+/// may be none, because all became durable meanwhile; `None` once the session is over.
+async fn next_frame(
+    session: &Session,
+    lane: u32,
+    slot: u32,
+    queue: &Mutex<Queue>,
+    load: &LaneLoad,
+) -> Option<(Vec<Prepared>, FrameOnLane)> {
+    let mut active = session.active_lanes.subscribe();
+    loop {
+        // The session holds the other end as long as it lives.
+        active.wait_for(|count| slot < *count).await.ok()?;
+        // From here on no ack is missed.
+        let mut acked = pin!(session.acked.notified());
+        acked.as_mut().enable();
+        let patience = {
+            let mut queue = queue.lock().await;
+            let wire_len = queue.peek().await?;
+            // The rate holds for all lanes together, so all may wait here.
+            let limited = session.stages.limit_rate();
+            session.context.throttle.ready().await;
+            drop(limited);
+            // Between taking chunks and counting them as sent nothing is awaited: whenever
+            // this task is stopped, each chunk is in the queue or in the role's books.
+            let now = Instant::now();
+            let mut core = session.core();
+            let mut flow = session.flow();
+            match flow.verdict(lane, wire_len, core.remaining_bytes(), now) {
+                Verdict::Take => {
+                    let mut chunks = queue.take();
+                    let raw_bytes = chunks.iter().map(|c| u64::from(c.head.raw_len)).sum();
+                    let frame = load.take(raw_bytes);
+                    chunks.retain(|chunk| core.sent(lane, chunk.cell));
+                    session.stages.set_in_flight(core.in_flight_bytes());
+                    for ChunkHead {
+                        encoded_len,
+                        raw_len,
+                        ..
+                    } in chunks.iter().map(|c| c.head)
+                    {
+                        flow.sent(lane, encoded_len, raw_len, now);
+                        session.context.throttle.take(u64::from(encoded_len));
+                    }
+                    return Some((chunks, frame));
+                }
+                Verdict::Full => FULL_PATIENCE,
+                Verdict::Leave(patience) => patience,
+            }
+        };
+        let _full = load.wait_full();
+        let _ = timeout(patience, acked).await;
+    }
+}
+
+/// Keeps one further lane going as long as the session lives, from the moment it is
+/// wanted. One that is not wanted any more stays open and idle.
+pub(super) async fn keep_lane(session: Arc<Session>, slot: u32, queue: Arc<Mutex<Queue>>) {
+    let mut active = session.active_lanes.subscribe();
+    if active.wait_for(|count| slot < *count).await.is_err() {
+        return;
+    }
     let mut pause = REJOIN_PAUSE;
     for _ in 0..=MAX_LANE_LOSSES {
         let lane = session.next_lane.fetch_add(1, Ordering::Relaxed);
-        match join(&session, lane, &queue).await {
+        match join(&session, lane, slot, &queue).await {
             Err(SendError::Disconnected { message }) => {
                 tracing::debug!(lane, message, "a lane was lost");
             }
@@ -135,10 +205,31 @@ pub(super) async fn keep_lane(session: Arc<Session>, queue: Arc<Mutex<Queue>>) {
     }
 }
 
+/// Adapts the number of lanes as long as the session lives.
+pub(super) async fn adapt_count(session: Arc<Session>, start_count: u32, max_count: u32) {
+    let mut lanes = LaneCount::new(start_count, max_count, Instant::now());
+    let mut count = start_count;
+    loop {
+        sleep(COUNT_INTERVAL).await;
+        let (acked_bytes, round_trip) = {
+            let flow = session.flow();
+            tracing::debug!(?flow, "lanes");
+            (flow.acked_bytes(), flow.round_trip())
+        };
+        let wanted = lanes.tick(Instant::now(), acked_bytes, round_trip);
+        if wanted != count {
+            tracing::info!(lanes = wanted, "another number of lanes");
+            count = wanted;
+            session.set_active_lanes(count);
+        }
+    }
+}
+
 /// One life of a lane. What was under way on it goes back to the others.
 async fn join(
     session: &Arc<Session>,
     lane: u32,
+    slot: u32,
     queue: &Arc<Mutex<Queue>>,
 ) -> Result<(), SendError> {
     let SendLane {
@@ -161,12 +252,16 @@ async fn join(
         ReceiverControl::Abort(abort) => return Err(refusal(abort)),
         ReceiverControl::Done(_) => return Ok(()),
     }
-    session.core().join(lane);
+    {
+        let mut core = session.core();
+        core.join(lane);
+        session.flow().join(lane, slot, Instant::now());
+    }
     let left = Leave { session, lane };
     let result = tokio::select! {
         result = read_acks(session, lane, &mut frames) => result,
         // A lane that takes no more is closed; the reader knows why.
-        () = write_chunks(Arc::clone(session), lane, out, Arc::clone(queue)) => {
+        () = write_chunks(Arc::clone(session), lane, slot, out, Arc::clone(queue)) => {
             read_acks(session, lane, &mut frames).await
         }
     };
@@ -182,7 +277,13 @@ struct Leave<'a> {
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        self.session.core().leave(self.lane);
+        {
+            let mut core = self.session.core();
+            core.leave(self.lane);
+            self.session.flow().leave(self.lane);
+        }
+        // Others may have waited for what it was to take.
+        self.session.acked.notify_waiters();
         self.session.wake.notify_one();
     }
 }

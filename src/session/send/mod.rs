@@ -7,17 +7,21 @@
 
 mod cell;
 mod encoder;
+mod flow;
 mod lane;
+mod lane_count;
 
 use self::{
     cell::{RUN_CELLS, SMALL_BYTES, prepare},
     encoder::Encoder,
-    lane::{Queue, keep_lane, write_chunks},
+    flow::Flow,
+    lane::{Queue, adapt_count, keep_lane, write_chunks},
 };
 use super::{
     buffers::{Budget, BufferPool},
     error::SendError,
     progress::{ProgressCell, Stage},
+    rate::Throttle,
     rehearsal::Rehearsal,
     stages::SendStages,
     task::Task,
@@ -28,11 +32,12 @@ use crate::{
         checksum,
         codec::{Codec, CodecChoice},
     },
+    options::{CHUNKS_PER_LANE, LANES_MAX, Lanes},
     plan::{CellId, Digest16, Grid, MAX_TEXT_LEN, SourceState, printable},
     protocol::{
-        Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, Open, PipelineStage,
-        ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender, SenderConfig,
-        SenderFrame,
+        Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, MAX_IN_FLIGHT_CELLS, Open,
+        PipelineStage, ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender,
+        SenderConfig, SenderFrame,
     },
     source::{Extent, ReadMode, SourceEntry, Supply},
     wire::{
@@ -47,7 +52,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -65,6 +70,13 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// they are long: what has not been sent is only a cost to caches and memory.
 const READ_AHEAD_BYTES: u64 = 32 << 20;
 const READ_AHEAD_CHUNKS: u64 = 8;
+/// The window is at least this long, or this many chunks where they are long: what the
+/// stages between the disks of both sides keep busy with, whatever the round trip.
+const MIN_WINDOW_BYTES: u64 = 16 << 20;
+const MIN_WINDOW_CHUNKS: u64 = 8;
+/// Lanes that a push begins with when the user leaves it open, and at most for each core.
+const AUTO_START_LANES: u32 = 2;
+const MAX_LANES_PER_CORE: u32 = 4;
 /// Bytes of announcements in one frame.
 const ANNOUNCE_FRAME_BYTES: usize = 60 << 10;
 
@@ -79,7 +91,9 @@ pub(crate) struct SendContext {
     pub(crate) source: Supply,
     pub(crate) connect: Connect,
     /// Connections wished, the control lane among them.
-    pub(crate) lanes: u32,
+    pub(crate) lanes: Lanes,
+    /// Shared by all sessions of the push.
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) codec: CodecChoice,
     pub(crate) read_mode: ReadMode,
     /// What is left out; `None` wherever bytes matter.
@@ -108,7 +122,14 @@ struct Session {
     /// Becomes true with the first failure.
     failed: watch::Sender<bool>,
     done: Mutex<Option<Done>>,
-    prepared: mpsc::UnboundedSender<Prepared>,
+    /// How much each lane may have under way. Locked after `core` where both are.
+    flow: Mutex<Flow>,
+    /// An ack came, or a lane is gone.
+    acked: Notify,
+    /// Lanes that take chunks; the others are idle.
+    active_lanes: watch::Sender<u32>,
+    /// As long as cells may be in flight, so it is never full.
+    prepared: mpsc::Sender<Prepared>,
     encoder: Encoder,
     /// Bytes read and not yet handed to a connection.
     budget: Budget,
@@ -131,6 +152,16 @@ struct Prepared {
 impl Session {
     fn core(&self) -> MutexGuard<'_, Sender> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_active_lanes(&self, count: u32) {
+        self.flow().set_active(count);
+        self.active_lanes.send_replace(count);
+        self.acked.notify_waiters();
     }
 
     fn fail(&self, error: impl Into<SendError>) {
@@ -158,8 +189,14 @@ impl Session {
             let mut core = self.core();
             core.handle(lane, frame)?;
             self.stages.set_in_flight(core.in_flight_bytes());
+            if let Some(settled_count) = frame.ack {
+                let mut flow = self.flow();
+                flow.acked(lane, settled_count, Instant::now());
+                core.set_window_bytes(flow.window_bytes());
+            }
             core.progress()
         };
+        self.acked.notify_waiters();
         self.context.progress.set(state);
         if self.is_first {
             self.context
@@ -236,12 +273,18 @@ pub(crate) async fn send(
     let mut writer = Task::spawn(write_chunks(
         Arc::clone(&session),
         0,
+        0,
         out.clone(),
         Arc::clone(&queue),
     ));
     let mut lanes = JoinSet::new();
-    for _ in 1..session.context.lanes.min(accept.max_lanes) {
-        lanes.spawn(keep_lane(Arc::clone(&session), Arc::clone(&queue)));
+    let (start_count, max_count) = lane_counts(&session.context, &accept);
+    session.set_active_lanes(start_count);
+    for slot in 1..max_count {
+        lanes.spawn(keep_lane(Arc::clone(&session), slot, Arc::clone(&queue)));
+    }
+    if start_count < max_count {
+        lanes.spawn(adapt_count(Arc::clone(&session), start_count, max_count));
     }
     let mut cancel = session.context.cancel.clone();
     let mut failed = session.failed.subscribe();
@@ -267,16 +310,43 @@ pub(crate) async fn send(
     result
 }
 
+/// Lanes at the start and at most, the control lane among them.
+fn lane_counts(context: &SendContext, accept: &Accept) -> (u32, u32) {
+    // The chunks may be longer than this side had reckoned with when it began.
+    let held = context.budget_bytes / (CHUNKS_PER_LANE * u64::from(accept.chunk_len));
+    let max = u32::try_from(held)
+        .unwrap_or(u32::MAX)
+        .min(accept.max_lanes)
+        .clamp(1, LANES_MAX);
+    match context.lanes {
+        Lanes::Fixed(count) => (count.min(max), count.min(max)),
+        Lanes::Auto => {
+            let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+            let max = max.min(cores.saturating_mul(MAX_LANES_PER_CORE));
+            (cores.min(AUTO_START_LANES).min(max), max)
+        }
+    }
+}
+
 fn start(
     context: SendContext,
     open: &Open,
     accept: &Accept,
     grid: Grid,
-) -> (Arc<Session>, mpsc::UnboundedReceiver<Prepared>) {
-    let window_bytes = accept
+) -> (Arc<Session>, mpsc::Receiver<Prepared>) {
+    let max_window_bytes = accept
         .window_bytes
         .min(context.budget_bytes / 2)
         .max(u64::from(accept.chunk_len));
+    let min_window_bytes = MIN_WINDOW_BYTES
+        .max(u64::from(accept.chunk_len) * MIN_WINDOW_CHUNKS)
+        .min(max_window_bytes);
+    let flow = Flow::new(
+        accept.chunk_len,
+        min_window_bytes..=max_window_bytes,
+        Instant::now(),
+    );
+    let window_bytes = flow.window_bytes();
     let read_ahead_bytes = READ_AHEAD_BYTES
         .max(u64::from(accept.chunk_len) * READ_AHEAD_CHUNKS)
         .min(context.budget_bytes);
@@ -286,7 +356,7 @@ fn start(
         p.session_count += 1;
         p.durability = Some(accept.durability);
     });
-    let (sender, prepared) = mpsc::unbounded_channel();
+    let (sender, prepared) = mpsc::channel(MAX_IN_FLIGHT_CELLS);
     let is_first = context.progress.snapshot().wire_bytes == 0;
     let stages = SendStages::new(&open.checkpoint);
     context.progress.follow(&stages);
@@ -302,6 +372,9 @@ fn start(
         failure: Mutex::new(None),
         failed: watch::Sender::new(false),
         done: Mutex::new(None),
+        flow: Mutex::new(flow),
+        acked: Notify::new(),
+        active_lanes: watch::Sender::new(1),
         prepared: sender,
         session_token: accept.session_token,
         next_lane: AtomicU32::new(1),

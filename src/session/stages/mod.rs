@@ -32,4 +32,4 @@ pub(crate) mod throttle;
 
 pub(super) use receiving::{Held, ReceiveStages};
 pub use report::{StageShare, Stages};
-pub(super) use sending::SendStages;
+pub(super) use sending::{FrameOnLane, LaneLoad, SendStages};

@@ -32,11 +32,15 @@ pub(in crate::session) struct SendFlow {
     awaits_source: bool,
     lane_count: u32,
     most_lanes: u32,
+    /// Lanes that have as much on its way as they may, and could have more.
+    full_count: u32,
+    /// Chunks are ready and wait for the rate that the user allows.
+    is_rate_limited: bool,
 
     no_room: Duration,
     source_wait: Duration,
     /// No cell can be begun until acks come, as far as what is in flight is on its way and
-    /// no lane is at work.
+    /// no lane is at work; or lanes wait for acks or for the rate with chunks at hand.
     ack_wait: Duration,
     /// Bytes on their way × seconds.
     away_byte_seconds: f64,
@@ -51,11 +55,16 @@ impl SendFlow {
 impl Flow for SendFlow {
     fn pass(&mut self, loads: &Loads, time: Duration) {
         let is_prepared = self.preparing_bytes == 0 && self.in_flight_bytes > 0;
+        let rest = 1.0 - loads.of(PipelineStage::Send).share();
+        let mut waiting = f64::from(self.full_count) / f64::from(self.most_lanes.max(1));
         if self.has_no_room || is_prepared {
             let away_share = self.away_bytes() as f64 / self.in_flight_bytes.max(1) as f64;
-            let rest = 1.0 - loads.of(PipelineStage::Send).share();
-            self.ack_wait += time.mul_f64(away_share * rest);
+            waiting = waiting.max(away_share * rest);
         }
+        if self.is_rate_limited {
+            waiting = 1.0;
+        }
+        self.ack_wait += time.mul_f64(waiting.min(rest));
         if self.awaits_source && self.in_flight_bytes == 0 {
             self.source_wait += time;
         }
@@ -124,6 +133,12 @@ impl SendStages {
         ledger.flow.awaits_source = awaits_source;
     }
 
+    /// Chunks wait for the allowed rate as long as the value lives.
+    pub(in crate::session) fn limit_rate(&self) -> RateLimited {
+        self.meter.ledger().flow.is_rate_limited = true;
+        RateLimited(self.clone())
+    }
+
     /// A lane that takes chunks as long as the value lives.
     pub(in crate::session) fn lane(&self) -> LaneLoad {
         let mut ledger = self.meter.ledger();
@@ -183,7 +198,33 @@ pub(in crate::session) struct LaneLoad {
     frame_count: Arc<AtomicU32>,
 }
 
+/// Chunks wait for the allowed rate.
+#[derive(Debug)]
+pub(in crate::session) struct RateLimited(SendStages);
+
+impl Drop for RateLimited {
+    fn drop(&mut self) {
+        self.0.meter.ledger().flow.is_rate_limited = false;
+    }
+}
+
+/// A lane waits for acks although there are chunks.
+#[derive(Debug)]
+pub(in crate::session) struct FullLane(SendStages);
+
+impl Drop for FullLane {
+    fn drop(&mut self) {
+        self.0.meter.ledger().flow.full_count -= 1;
+    }
+}
+
 impl LaneLoad {
+    /// It has enough on its way as long as the value lives.
+    pub(in crate::session) fn wait_full(&self) -> FullLane {
+        self.stages.meter.ledger().flow.full_count += 1;
+        FullLane(self.stages.clone())
+    }
+
     /// Chunks of `raw_bytes` are this lane's now; it is at work until the value goes.
     pub(in crate::session) fn take(&self, raw_bytes: u64) -> FrameOnLane {
         let is_first = self.frame_count.fetch_add(1, Ordering::AcqRel) == 0;

@@ -204,7 +204,7 @@ impl Way {
     /// Sends bytes until all have arrived and are durable, and removes them.
     async fn push(&self, kind: Kind, bytes: u64) -> Result<Arrival, Error> {
         let mut options = PushOptions::default();
-        options.lanes = kind.lanes;
+        options.lanes = tensorferry::Lanes::Fixed(kind.lanes);
         options.retries = 0;
         options.codec = match kind.data {
             Data::Noise => CodecChoice::None,

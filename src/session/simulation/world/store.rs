@@ -46,7 +46,7 @@ impl World {
     fn poll_lanes(&mut self, session: &mut Session) -> bool {
         let mut said_more = false;
         for lane in session.lanes.iter_mut().filter(|l| !l.is_lost_to_receiver) {
-            while let Some(frame) = session.receiver.poll_lane(lane.number) {
+            while let Some(frame) = session.receiver.poll_lane(lane.number, self.now) {
                 assert!(frame.is_of_any_lane());
                 self.story.rejected += frame.rejects.len() as u64;
                 said_more = true;
