@@ -19,6 +19,14 @@ pub(crate) fn of_folder(dir: &Dir) -> Result<Durability, StoreError> {
     Ok(of_kind(stat.f_type as u64))
 }
 
+/// Whether files are nothing but memory there: allocating their blocks ahead then only
+/// means to find every page twice.
+pub(crate) fn is_memory(dir: &Dir) -> Result<bool, StoreError> {
+    let stat =
+        rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
+    Ok(stat.f_type as u64 == TMPFS_MAGIC)
+}
+
 /// The same of a folder by its path.
 pub(crate) fn of_path(folder: &std::path::Path) -> std::io::Result<Durability> {
     let dir = std::fs::File::open(folder)?;

@@ -2,7 +2,9 @@
 
 use super::{
     dir::Dir,
+    durability,
     error::{IoContext, StoreError},
+    write_out,
 };
 use crate::{
     format::npy,
@@ -25,6 +27,8 @@ use std::{
 
 /// Blocks are allocated this far ahead of the write that needs them.
 const ALLOCATE_AHEAD_BYTES: u64 = 32 << 20;
+/// Bytes of one file after which the disk begins to write them.
+const WRITE_OUT_BYTES: u64 = 8 << 20;
 /// Above this many files a group is synced by one `syncfs`.
 const MAX_SINGLE_SYNCS: usize = 64;
 /// Above this many open files those that were just used are closed before their sync, and
@@ -65,6 +69,8 @@ struct OpenFile {
     file_len: u64,
     /// Blocks are allocated up to here; `u64::MAX` where the file system cannot.
     allocated: Mutex<u64>,
+    /// Bytes written since the disk was last told to begin.
+    dirty_bytes: AtomicU64,
 }
 
 impl OpenFile {
@@ -91,6 +97,17 @@ impl OpenFile {
     }
 }
 
+impl OpenFile {
+    /// After every so many bytes has the disk begin.
+    fn write_out(&self, written_bytes: u64) {
+        let dirty_bytes = self.dirty_bytes.fetch_add(written_bytes, Ordering::Relaxed);
+        if dirty_bytes + written_bytes >= WRITE_OUT_BYTES {
+            self.dirty_bytes.store(0, Ordering::Relaxed);
+            write_out::begin(&self.file);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct OpenFiles {
     by_number: HashMap<u32, Arc<OpenFile>>,
@@ -113,13 +130,20 @@ pub(crate) struct Files {
     new_names: Mutex<HashSet<String>>,
     written_bytes: AtomicU64,
     mode: WriteMode,
+    /// Blocks are allocated ahead of the writes.
+    allocates: bool,
+    /// Dirty pages go to the disk before the sync.
+    begins_early: bool,
 }
 
 impl Files {
-    /// Files below `data`.
-    pub(crate) fn new(data: Dir, mode: WriteMode) -> Result<Self, StoreError> {
+    /// Files below `data`, which are going to be synced or not.
+    pub(crate) fn new(data: Dir, mode: WriteMode, is_synced: bool) -> Result<Self, StoreError> {
+        let is_memory = durability::is_memory(&data)?;
         Ok(Files {
             mode,
+            allocates: mode == WriteMode::Map || !is_memory,
+            begins_early: is_synced && !is_memory,
             whole: File::from(data.reopen()?),
             data,
             open: Mutex::default(),
@@ -184,7 +208,7 @@ impl Files {
         }
         let file = self.file(placement.slot(), placement.is_recorded())?;
         let at = file.prefix_len + placement.offset();
-        let has_blocks = file.allocate(at + u64::from(placement.raw_len()))?;
+        let has_blocks = self.allocates && file.allocate(at + u64::from(placement.raw_len()))?;
         let written = match self.mode {
             // A store into a hole of a full disk is a signal, a write is an error.
             WriteMode::Map if !has_blocks => write_all_parts(&file.file, at, parts),
@@ -192,6 +216,9 @@ impl Files {
             WriteMode::Map => copy_parts(&file.file, at, placement.raw_len() as usize, parts),
         };
         written.context("write", &file.path)?;
+        if self.begins_early {
+            file.write_out(u64::from(placement.raw_len()));
+        }
         self.written_bytes
             .fetch_add(u64::from(placement.raw_len()), Ordering::Relaxed);
         self.close_if_many(placement.slot().number);
@@ -240,6 +267,7 @@ impl Files {
             prefix_len: prefix.len() as u64,
             file_len,
             allocated: Mutex::new(file_len),
+            dirty_bytes: AtomicU64::new(0),
         });
         lock(&self.new_names).insert(folder_of(&slot.file).to_owned());
         lock(&self.open).by_number.insert(slot.number, file);
@@ -345,6 +373,7 @@ impl Files {
             prefix_len: prefix.len() as u64,
             file_len,
             allocated: Mutex::new(0),
+            dirty_bytes: AtomicU64::new(0),
         });
         open.by_number.insert(slot.number, Arc::clone(&file));
         Ok(file)

@@ -18,6 +18,7 @@ mod manifest;
 mod publish;
 mod space;
 mod staging;
+mod write_out;
 
 pub(crate) use catalog::{Catalog, TransferSummary};
 pub(crate) use durability::of_path as durability_of;

@@ -170,7 +170,7 @@ impl Staging {
             catalog: catalog.clone(),
             name,
             dir,
-            files: Files::new(data, options.write_mode)?,
+            files: Files::new(data, options.write_mode, is_synced)?,
             journal: Mutex::new(journal),
             lock: Mutex::new(Some(lock)),
             reservation: Mutex::new(reservation),
