@@ -22,11 +22,12 @@ missing=0
 part() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 not_run() { echo "not run: $1"; missing=1; }
 
-# The system tool, installed where that is possible.
+# The system tool, installed where that is possible, out of a package of the same or another name.
 need() {
     command -v "$1" >/dev/null && return 0
+    local package=${2:-$1}
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get install -y -qq "$1" || { apt-get update -qq && apt-get install -y -qq "$1"; }; } >/dev/null 2>&1 || true
+        { apt-get install -y -qq "$package" || { apt-get update -qq && apt-get install -y -qq "$package"; }; } >/dev/null 2>&1 || true
     fi
     command -v "$1" >/dev/null
 }
@@ -140,6 +141,14 @@ if [ "$what" = all ]; then
     for script in count_copies memory_bound versus_rsync resume_start small_tensors; do
         python3 "scripts/$script.py" --binary "$binary" --quick --workdir "$work"
     done
+    need tc iproute2 || not_run "long fat link (tc)"
+    for script in long_fat_link slow_lane rate_limit; do
+        python3 "scripts/$script.py" --binary "$binary" --quick
+    done
+
+    part "peers run"
+    python3 benches/peers/run.py --binary "$binary" --quick --only ceiling,tensorferry,rsync
+    python3 benches/peers/small.py --binary "$binary" --quick
 fi
 
 if [ "$missing" = 1 ] && [ "${CI:-}" = true ]; then

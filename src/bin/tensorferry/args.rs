@@ -445,6 +445,10 @@ pub(crate) struct BenchArgs {
     /// How often everything is measured; medians count
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), default_value_t = 3, env = "TENSORFERRY_ROUNDS")]
     pub(crate) rounds: u32,
+    /// Measure at once. Otherwise everything happens once before, unmeasured: programs
+    /// and files are read from disk then
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_NO_WARM_UP")]
+    pub(crate) no_warm_up: bool,
     /// Nothing but these, by the names in the table
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = parse_step, env = "TENSORFERRY_ONLY")]
     pub(crate) only: Vec<Step>,

@@ -26,6 +26,8 @@ use tensorferry::{
 
 /// Bytes by which the speed is guessed before a size is chosen.
 const PROBE_BYTES: u64 = 64 << 20;
+/// A piece of memory that is touched.
+const TOUCH_BYTES: usize = 1 << 20;
 /// Of what is quick to warm.
 const WARM_UP_BYTES: u64 = 64 << 20;
 
@@ -250,7 +252,9 @@ impl Plan {
                 Turn::Run(run) => figures.runs.push((*run, Vec::new())),
             }
         }
-        self.warm_up(&site, &source, &work, meter)?;
+        if !self.args.no_warm_up {
+            self.warm_up(&site, &source, &work, meter)?;
+        }
         meter.begin(self.turns.len() as u64 * u64::from(self.args.rounds));
         for round in 1..=self.args.rounds {
             // What drifts within a round must not always hit the same ones.
@@ -277,6 +281,9 @@ impl Plan {
     ) -> Result<f64, Error> {
         self.halt.check().map_err(|_| Error::Interrupted)?;
         self.drain(site)?;
+        if turn.writes() {
+            touch_memory(site.bytes())?;
+        }
         match turn {
             Turn::Ceiling(ceiling) => {
                 let sample = ceiling
@@ -308,18 +315,10 @@ impl Plan {
         synced.map_err(|e| io_error("sync the file system", e))
     }
 
-    /// Memory that was never used is slow the first time, on a virtual machine above
-    /// all; and programs are read from disk once.
+    /// Programs and sources are read from disk once.
     fn warm_up(&self, site: &Site, source: &Path, work: &Work, meter: &Meter) -> Result<(), Error> {
         meter.say("warming up");
         let failed = |e| io_error("warm up", e);
-        let writes = |turn: &Turn| match turn {
-            Turn::Ceiling(ceiling) => ceiling.writes(),
-            Turn::Run(run) => run.ends == Ends::File,
-        };
-        if self.turns.iter().any(writes) {
-            Ceiling::Pwrite.measure(site).map_err(failed)?;
-        }
         let small = self.site(site.bytes().min(WARM_UP_BYTES), None)?;
         let mut warm_ends = Vec::new();
         for turn in &self.turns {
@@ -366,7 +365,29 @@ impl Plan {
     }
 }
 
+/// Has the system find free memory, so that every turn gets the same: a virtual machine
+/// gives free memory back to its host, and getting it again costs more than a whole turn.
+fn touch_memory(bytes: u64) -> Result<(), Error> {
+    let failed = |e| io_error("touch memory", e);
+    let free = rustix::system::sysinfo();
+    let free = free.freeram as u64 * u64::from(free.mem_unit) / 10 * 9;
+    let len = usize::try_from(bytes.min(free)).unwrap_or(usize::MAX);
+    if len > 0 {
+        let mut map = memmap2::MmapMut::map_anon(len).map_err(failed)?;
+        map.chunks_mut(TOUCH_BYTES).for_each(|page| page.fill(1));
+    }
+    Ok(())
+}
+
 impl Turn {
+    /// Whether it fills files, and thus memory.
+    fn writes(&self) -> bool {
+        match self {
+            Turn::Ceiling(ceiling) => ceiling.writes(),
+            Turn::Run(run) => run.ends == Ends::File,
+        }
+    }
+
     fn words(&self) -> String {
         match self {
             Turn::Ceiling(ceiling) => ceiling.name().to_owned(),
