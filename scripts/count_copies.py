@@ -195,7 +195,7 @@ def measure(figure: Figure, bench: Bench) -> None:
     """Both sides, each way of writing, then the addresses."""
     args = figure.args
     print(f"{args.bytes / MIB:.0f} MiB in {TENSORS} tensors")
-    push = figures.flags(args.binary, "push", {"codec": "none", "lanes": args.lanes})
+    push = figures.flags(args.binary, "push", {"codec": "none", "lanes": args.lanes, "read": "pread"})
     raw = figures.flags(args.binary, "serve", {"write": "pwrite"})
     length = args.bytes // TENSORS // 4 * 4
     bench.source([length] * TENSORS, sparse=False)

@@ -124,6 +124,8 @@ def measure(figure: Figure) -> None:
             figure.invalid(f"the relay saw {relay.violations} broken promises: {relay.report()}")
     with harness.Server(args.binary, root, harness.free_port()) as server:
         durable = durable_bytes(args.binary, server.port)
+        # What comes out of a map cannot be counted.
+        push += figures.flags(args.binary, "push", {"read": "pread"})
         read, mapped = source_reads(figure, source, server.port, push)
     missing = total - durable
     print(f"{missing:,} bytes were not durable; {read:,} bytes read from the source; {mapped} maps of it")
