@@ -53,7 +53,11 @@ pub(super) fn install() -> io::Result<()> {
     if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &mut earlier) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let _ = EARLIER.set((earlier, rustix::param::page_size()));
+    // Not rustix: its way to the length of a page crashes under valgrind.
+    // SAFETY: takes and gives a number.
+    let page_len = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page_len = usize::try_from(page_len).map_err(|_| io::Error::last_os_error())?;
+    let _ = EARLIER.set((earlier, page_len));
     // SAFETY: as above; the handler has the form that SA_SIGINFO asks for and keeps to
     // what the module's contract says.
     let done = unsafe {
