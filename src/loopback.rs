@@ -12,7 +12,7 @@ use std::{
 use tokio::net::TcpStream;
 
 /// Congestion control that every Linux has and every user may choose. On loopback nothing
-/// is lost and nothing is far: what paces its packets (BBR) spends a seventh of the
+/// is lost and nothing is far: what paces its packets (BBR) spends a fifteenth of the
 /// processor time of a whole push on timers (docs/figures.md).
 const UNPACED: &str = "reno";
 

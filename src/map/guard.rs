@@ -38,6 +38,8 @@ static SLOT: [Slot; SLOTS] = [const {
 
 /// What handled the signal before, and the length of a page.
 static EARLIER: OnceLock<(libc::sigaction, usize)> = OnceLock::new();
+/// The handler is in force.
+static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Handles SIGBUS for the whole process from now on, once.
 ///
@@ -67,14 +69,15 @@ pub(super) fn install() -> io::Result<()> {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigaction(libc::SIGBUS, &action, ptr::null_mut())
     };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    if done != 0 {
+        return Err(io::Error::last_os_error());
     }
+    IS_INSTALLED.store(true, Ordering::Release);
+    Ok(())
 }
 
 pub(super) fn is_installed() -> bool {
-    EARLIER.get().is_some()
+    IS_INSTALLED.load(Ordering::Acquire)
 }
 
 extern "C" fn handle(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
@@ -109,7 +112,9 @@ extern "C" fn handle(_signal: i32, info: *mut libc::siginfo_t, _context: *mut li
             return;
         }
     }
-    // Not ours: the access fails again, under the handler of before.
+    // Not ours: the access fails again, under the handler of before. If that lets the
+    // process live, nothing is mapped any more.
+    IS_INSTALLED.store(false, Ordering::Release);
     // SAFETY: the action came from the system.
     unsafe { libc::sigaction(libc::SIGBUS, earlier, ptr::null_mut()) };
 }

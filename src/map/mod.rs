@@ -35,8 +35,8 @@ pub fn install_sigbus_guard() -> io::Result<()> {
 /// The bytes of a map are only as constant as the file. Published files are never
 /// written again by this program: a newer version is a new file. If somebody else
 /// truncates the file, touching the lost pages kills the process (SIGBUS), as it
-/// does for every program that maps files; so the engine itself reads by `pread`,
-/// and this type is only for users who open a landed checkpoint.
+/// does for every program that maps files; so this type is only for users who open a
+/// landed checkpoint, and the engine maps its sources as [`SourceMap`] under the guard.
 #[derive(Debug)]
 pub(crate) struct ReadMap {
     map: memmap2::Mmap,

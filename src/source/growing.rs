@@ -195,7 +195,7 @@ impl Inner {
 
 /// Bytes that need not be read into a buffer.
 #[derive(Debug)]
-pub(crate) enum Held {
+pub(crate) enum InPlace {
     /// The producer holds them.
     Memory(Bytes),
     /// They are in a mapped file.
@@ -307,9 +307,13 @@ impl Supply {
 
     /// The bytes of a run without reading them; `None` where they must be read. Files
     /// are mapped only where `maps` says so.
-    pub(crate) fn hold(&self, extent: Extent, maps: bool) -> Result<Option<Held>, SourceError> {
+    pub(crate) fn in_place(
+        &self,
+        extent: Extent,
+        maps: bool,
+    ) -> Result<Option<InPlace>, SourceError> {
         let map = |set: &SourceSet, extent| match maps {
-            true => Ok(set.map_extent(extent)?.map(Held::Mapped)),
+            true => Ok(set.map_extent(extent)?.map(InPlace::Mapped)),
             false => Ok(None),
         };
         let growing = match self {
@@ -330,7 +334,7 @@ impl Supply {
                 let end = start.saturating_add(extent.len as usize);
                 // What is out of range is said by reading it.
                 let is_inside = end <= bytes.len();
-                Ok(is_inside.then(|| Held::Memory(bytes.slice(start..end))))
+                Ok(is_inside.then(|| InPlace::Memory(bytes.slice(start..end))))
             }
             None => Ok(None),
         }

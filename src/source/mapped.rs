@@ -13,7 +13,7 @@ pub enum ReadMode {
     /// ([`install_sigbus_guard`](crate::install_sigbus_guard)), otherwise by `pread`.
     #[default]
     Auto,
-    /// As `Auto`.
+    /// What `Auto` does today, and goes on doing if that changes.
     Map,
     /// `pread` into buffers that are used again.
     Pread,

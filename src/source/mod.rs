@@ -24,7 +24,7 @@ mod sniff;
 
 pub use error::SourceError;
 pub use growing::GrowingSource;
-pub(crate) use growing::{Held, Supply};
+pub(crate) use growing::{InPlace, Supply};
 pub(crate) use mapped::MappedRun;
 pub use mapped::ReadMode;
 

@@ -12,12 +12,14 @@ use crate::{
     protocol::{ChunkHead, PipelineStage},
     session::{
         buffers::Reserved,
+        error::SendError,
         workers::{on_cpu, on_io},
     },
-    source::{Extent, Held, MappedRun, ReadMode, SourceError},
+    source::{Extent, InPlace, MappedRun, ReadMode, SourceError},
 };
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
 
 /// Cells shorter than this share a run.
 pub(super) const SMALL_BYTES: u32 = 64 << 10;
@@ -79,8 +81,8 @@ fn read(
         && extent.len >= SMALL_BYTES
     {
         let maps = session.context.read_mode != ReadMode::Pread;
-        match source.hold(*extent, maps)? {
-            Some(Held::Mapped(run)) => {
+        match source.in_place(*extent, maps)? {
+            Some(InPlace::Mapped(run)) => {
                 run.populate()?;
                 let reserved = Arc::new(reserved);
                 return Ok(Raw {
@@ -89,7 +91,7 @@ fn read(
                     mapped: Some(run),
                 });
             }
-            Some(Held::Memory(bytes)) => {
+            Some(InPlace::Memory(bytes)) => {
                 return Ok(Raw {
                     bytes,
                     reserved: Arc::new(reserved),
@@ -158,7 +160,16 @@ fn sum_and_queue(session: &Session, cells: &[(CellId, Extent)], raw: Raw) {
         }
         let cell = *cell;
         // There is room for every cell in flight; closed once the session is over.
-        let _ = session.prepared.try_send(Prepared { cell, head, bytes });
+        match session.prepared.try_send(Prepared { cell, head, bytes }) {
+            Ok(()) => {}
+            // The session is over.
+            Err(TrySendError::Closed(_)) => return,
+            Err(TrySendError::Full(_)) => {
+                return session.fail(SendError::Bug(
+                    "more cells were in flight than may be".to_owned(),
+                ));
+            }
+        }
     }
     session.context.progress.count_codecs(codecs);
 }

@@ -10,7 +10,9 @@ mod encoder;
 mod flow;
 mod lane;
 mod lane_count;
+mod status;
 
+pub(crate) use self::status::status_error;
 use self::{
     cell::{RUN_CELLS, SMALL_BYTES, prepare},
     encoder::Encoder,
@@ -33,7 +35,7 @@ use crate::{
         codec::{Codec, CodecChoice},
     },
     options::{CHUNKS_PER_LANE, LANES_MAX, Lanes},
-    plan::{CellId, Digest16, Grid, MAX_TEXT_LEN, SourceState, printable},
+    plan::{CellId, Digest16, Grid, SourceState},
     protocol::{
         Abort, Accept, Announcement, ChunkHead, Compare, Done, Finish, MAX_IN_FLIGHT_CELLS, Open,
         PipelineStage, ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender,
@@ -42,7 +44,7 @@ use crate::{
     source::{Extent, ReadMode, SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
-        encode_sources_and_entries, pb, reason_of,
+        encode_sources_and_entries, pb,
     },
 };
 use bytes::Bytes;
@@ -736,54 +738,6 @@ fn refusal(abort: Abort) -> SendError {
     }
 }
 
-/// A status with one of our reasons is a refusal, and so is one that would come again;
-/// anything else is the transport.
-pub(crate) fn status_error(status: &tonic::Status) -> SendError {
-    match reason_of(status) {
-        Some(reason) => SendError::Refused {
-            reason,
-            message: printable(status.message(), MAX_TEXT_LEN),
-        },
-        None if status.code() == tonic::Code::Unimplemented => SendError::Refused {
-            reason: Reason::Unsupported,
-            message: "the server is not a tensorferry server".to_owned(),
-        },
-        None if is_lasting(status.code()) => SendError::Refused {
-            reason: Reason::Unsupported,
-            message: format!("{:?}: {}", status.code(), transport_message(status)),
-        },
-        None => SendError::Disconnected {
-            message: transport_message(status),
-        },
-    }
-}
-
-/// Codes by which gRPC itself, a proxy or a server of another version says no.
-fn is_lasting(code: tonic::Code) -> bool {
-    use tonic::Code;
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unauthenticated
-    )
-}
-
-/// The innermost cause says most.
-fn transport_message(status: &tonic::Status) -> String {
-    let mut message = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        message = error.to_string();
-        cause = error.source();
-    }
-    printable(&message, MAX_TEXT_LEN)
-}
-
 /// Resolves when a task panicked; never when it ended in order.
 async fn panicked(task: &mut Task<()>) {
     if task.await.is_ok() {
@@ -801,30 +755,5 @@ async fn cancelled_for(cancel: &mut watch::Receiver<bool>, time: Duration) {
 pub(crate) async fn cancelled(cancel: &mut watch::Receiver<bool>) {
     if cancel.wait_for(|c| *c).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tonic::{Code, Status};
-
-    #[test]
-    fn what_would_come_again_is_not_tried_again() {
-        let is_refused = |code| {
-            let error = status_error(&Status::new(code, "why"));
-            matches!(error, SendError::Refused { .. })
-        };
-        for code in [Code::Unimplemented, Code::OutOfRange, Code::Unauthenticated] {
-            assert!(is_refused(code), "{code:?}");
-        }
-        for code in [
-            Code::Unavailable,
-            Code::Unknown,
-            Code::Internal,
-            Code::Cancelled,
-        ] {
-            assert!(!is_refused(code), "{code:?}");
-        }
     }
 }

@@ -26,8 +26,6 @@ use tensorferry::{
 
 /// Bytes by which the speed is guessed before a size is chosen.
 const PROBE_BYTES: u64 = 64 << 20;
-/// A piece of memory that is touched.
-const TOUCH_BYTES: usize = 1 << 20;
 /// Of what is quick to warm.
 const WARM_UP_BYTES: u64 = 64 << 20;
 
@@ -280,10 +278,13 @@ impl Plan {
         figures: &mut Figures,
     ) -> Result<f64, Error> {
         self.halt.check().map_err(|_| Error::Interrupted)?;
-        self.drain(site)?;
         if turn.writes() {
-            touch_memory(site.bytes())?;
+            // So that every turn finds the same memory: a virtual machine gives what is free
+            // back to its host, and getting it again costs more than a whole turn.
+            let filled = Ceiling::Pwrite.measure(site);
+            filled.map_err(|e| io_error("fill a file", e))?;
         }
+        self.drain(site)?;
         match turn {
             Turn::Ceiling(ceiling) => {
                 let sample = ceiling
@@ -363,20 +364,6 @@ impl Plan {
         let moves = self.turns.len() as u64 * u64::from(self.args.rounds + 1);
         Ok(default_bytes(fitting, slowest, moves))
     }
-}
-
-/// Has the system find free memory, so that every turn gets the same: a virtual machine
-/// gives free memory back to its host, and getting it again costs more than a whole turn.
-fn touch_memory(bytes: u64) -> Result<(), Error> {
-    let failed = |e| io_error("touch memory", e);
-    let free = rustix::system::sysinfo();
-    let free = free.freeram as u64 * u64::from(free.mem_unit) / 10 * 9;
-    let len = usize::try_from(bytes.min(free)).unwrap_or(usize::MAX);
-    if len > 0 {
-        let mut map = memmap2::MmapMut::map_anon(len).map_err(failed)?;
-        map.chunks_mut(TOUCH_BYTES).for_each(|page| page.fill(1));
-    }
-    Ok(())
 }
 
 impl Turn {
