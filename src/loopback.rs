@@ -1,6 +1,7 @@
 //! Connections to this very machine: there is no network whose sharing would have to be
 //! controlled, and what controls it only costs.
 
+use crate::wire::FileStream;
 use http::Uri;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustix::net::sockopt;
@@ -44,7 +45,7 @@ impl Connector {
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<FileStream>;
     type Error = Box<dyn Error + Send + Sync>;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -56,8 +57,9 @@ impl tower_service::Service<Uri> for Connector {
         let connecting = self.http.call(uri);
         Box::pin(async move {
             let stream = connecting.await?;
-            unpace(stream.inner());
-            Ok(stream)
+            let tcp = stream.into_inner();
+            unpace(&tcp);
+            Ok(TokioIo::new(FileStream::new(tcp)))
         })
     }
 }

@@ -7,8 +7,10 @@
 )]
 
 mod guard;
+mod whereabouts;
 
-use self::guard::Watched;
+pub(crate) use self::whereabouts::file_of;
+use self::{guard::Watched, whereabouts::Known};
 use bytes::Bytes;
 use std::{
     fs::File,
@@ -116,21 +118,28 @@ impl WriteMap {
 /// missing pages read as zeros and show in [`SourceMap::check`].
 #[derive(Debug)]
 pub(crate) struct SourceMap {
-    // Before the map: it must not be watched any more when that goes.
+    // Before the map: it must not be watched or known any more when that goes.
     watched: Watched,
+    _known: Known,
     map: memmap2::Mmap,
 }
 
 impl SourceMap {
     /// Maps the first `len` bytes. `None`: there is no guard, or it watches enough.
-    pub(crate) fn new(file: &File, len: usize) -> io::Result<Option<Self>> {
+    pub(crate) fn new(file: &Arc<File>, len: usize) -> io::Result<Option<Self>> {
         if !guard::is_installed() {
             return Ok(None);
         }
         // SAFETY: see the contract of the type.
-        let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
-        let watched = Watched::new(map.as_ptr(), map.len());
-        Ok(watched.map(|watched| SourceMap { watched, map }))
+        let map = unsafe { memmap2::MmapOptions::new().len(len).map(&**file)? };
+        let Some(watched) = Watched::new(map.as_ptr(), map.len()) else {
+            return Ok(None);
+        };
+        Ok(Some(SourceMap {
+            watched,
+            _known: Known::new(map.as_ptr(), map.len(), file),
+            map,
+        }))
     }
 
     /// Has the pages of a range read and mapped, here and now, so that whoever touches
@@ -197,7 +206,7 @@ mod tests {
     #[test]
     fn a_source_cut_under_its_map_reads_as_zeros_and_says_so() {
         install_sigbus_guard().unwrap();
-        let file = tempfile::tempfile().unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
         file.set_len(1 << 20).unwrap();
         let map = Arc::new(SourceMap::new(&file, 1 << 20).unwrap().unwrap());
         let whole = mapped_bytes(&map, 0..1 << 20, ());
@@ -213,6 +222,21 @@ mod tests {
         let map = Arc::new(SourceMap::new(&file, 5000).unwrap().unwrap());
         assert_eq!(mapped_bytes(&map, 4000..5000, ()).len(), 1000);
         assert!(mapped_bytes(&map, 4000..5001, ()).is_empty() && map.check().is_ok());
+    }
+
+    #[test]
+    fn bytes_of_a_map_are_found_in_their_file_as_long_as_it_is_mapped() {
+        install_sigbus_guard().unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(10_000).unwrap();
+        let map = Arc::new(SourceMap::new(&file, 10_000).unwrap().unwrap());
+        let part = mapped_bytes(&map, 5000..10_000, ());
+        let (found, at) = file_of(&part).unwrap();
+        assert!(Arc::ptr_eq(&found, &file));
+        assert_eq!((at, file_of(&part[1..2]).unwrap().1), (5000, 5001));
+        assert!(file_of(&vec![0; 5000]).is_none());
+        drop((part, map, found));
+        assert_eq!(Arc::strong_count(&file), 1);
     }
 
     #[test]

@@ -92,7 +92,7 @@ struct OpenFiles {
 /// A file that tensor bytes are read from.
 #[derive(Debug)]
 struct ReadFile {
-    file: File,
+    file: Arc<File>,
     /// Made when it is asked for; `None` inside where that is not possible.
     map: OnceLock<Option<Arc<MappedFile>>>,
 }
@@ -214,7 +214,7 @@ impl FileTable {
             return Err(SourceError::changed(path, known.stamp.difference(&stamp)));
         }
         let file = Arc::new(ReadFile {
-            file,
+            file: Arc::new(file),
             map: OnceLock::new(),
         });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

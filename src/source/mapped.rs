@@ -28,7 +28,7 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     /// `None` where that is not possible: no guard, no such files, too many of them.
-    pub(super) fn new(path: PathBuf, file: &File, len: u64) -> Option<Self> {
+    pub(super) fn new(path: PathBuf, file: &Arc<File>, len: u64) -> Option<Self> {
         let map = SourceMap::new(file, usize::try_from(len).ok()?).ok()??;
         Some(MappedFile {
             path,

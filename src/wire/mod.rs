@@ -5,6 +5,7 @@
 mod body;
 mod decode;
 mod encode;
+mod file_stream;
 mod parser;
 mod status;
 
@@ -14,6 +15,7 @@ pub(crate) use encode::{
     encode_layout, encode_out_format, encode_receiver_frame, encode_sender_frame,
     encode_sources_and_entries,
 };
+pub(crate) use file_stream::FileStream;
 pub(crate) use parser::{Event, FrameParser, Rope};
 pub(crate) use status::{reason_of, to_status};
 
