@@ -29,6 +29,11 @@ impl Budget {
         }
     }
 
+    /// What it was made with, rounded down to what it counts in.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        u64::from(self.total_units) * UNIT_BYTES
+    }
+
     /// Waits for `bytes`. More than the whole budget counts as the whole, so that
     /// one chunk can always move.
     pub(crate) async fn reserve(&self, bytes: u64) -> Reserved {

@@ -36,13 +36,13 @@ impl Stamp {
         }
     }
 
-    /// Stamp of an open file, and whether it is settled.
+    /// Stamp of an open file that has this metadata now, and whether it is settled.
     ///
     /// Were the stamp taken in the same tick as the last change, a further change
     /// in that tick would leave it as it is and stay unseen; so a stamp is never
     /// younger than a tick.
-    pub(super) fn take(file: &File) -> io::Result<(Self, bool)> {
-        let mut stamp = Stamp::of(&file.metadata()?);
+    pub(super) fn take(file: &File, metadata: &Metadata) -> io::Result<(Self, bool)> {
+        let mut stamp = Stamp::of(metadata);
         for _ in 0..MAX_WAITS {
             // A change "in the future" comes from another machine's clock.
             let age = age(stamp.ctime).unwrap_or_default();
@@ -139,7 +139,8 @@ mod tests {
     fn new_file() -> (tempfile::NamedTempFile, Stamp, bool) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), b"abc").unwrap();
-        let (stamp, settled) = Stamp::take(file.as_file()).unwrap();
+        let (stamp, settled) =
+            Stamp::take(file.as_file(), &file.as_file().metadata().unwrap()).unwrap();
         (file, stamp, settled)
     }
 

@@ -15,6 +15,8 @@ const MAX_SIDE_LEN: u64 = 64 << 20;
 struct Listed {
     name: String,
     path: PathBuf,
+    /// Reached through a link.
+    is_linked: bool,
 }
 
 /// Loads a folder.
@@ -39,8 +41,13 @@ pub(super) fn load(folder: &Path, builder: &mut Builder) -> Result<(), SourceErr
 /// Without an index: every file for itself.
 fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(), SourceError> {
     let mut rest = Vec::new();
+    let canonical_folder =
+        fs::canonicalize(folder).map_err(|error| SourceError::io("resolve", folder, error))?;
     for listed in files {
-        let file = OpenFile::open(&listed.path)?;
+        let file = match listed.is_linked {
+            true => OpenFile::open(&listed.path)?,
+            false => OpenFile::open_in(&canonical_folder, &listed.name)?,
+        };
         match sniff::kind(&file)? {
             Kind::Npy => npy::load(&listed.path, &file, builder)?,
             Kind::Safetensors => safetensors::load(&file, builder)?,
@@ -136,14 +143,21 @@ fn list(folder: &Path, builder: &mut Builder) -> Result<Vec<Listed>, SourceError
         if shown.starts_with('.') {
             continue;
         }
-        let reason = match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => continue,
-            Ok(metadata) if !metadata.is_file() => "it is not a regular file".to_owned(),
+        // The folder itself says what is a plain file; only the rest is looked at.
+        let is_linked = !item.file_type().is_ok_and(|file_type| file_type.is_file());
+        let file_type = match is_linked {
+            true => fs::metadata(&path).map(|metadata| metadata.file_type()),
+            false => item.file_type(),
+        };
+        let reason = match file_type {
+            Ok(file_type) if file_type.is_dir() => continue,
+            Ok(file_type) if !file_type.is_file() => "it is not a regular file".to_owned(),
             Ok(_) => match name.to_str() {
                 Some(name) => {
                     files.push(Listed {
                         name: name.to_owned(),
                         path,
+                        is_linked,
                     });
                     continue;
                 }

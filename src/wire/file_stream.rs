@@ -127,3 +127,66 @@ impl AsyncRead for FileStream {
         Pin::new(&mut self.tcp).poll_read(cx, buf)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::{SourceMap, install_sigbus_guard, mapped_bytes};
+    use std::{future::poll_fn, os::unix::fs::FileExt};
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    async fn pair() -> (FileStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (FileStream::new(near.unwrap()), far.unwrap().0)
+    }
+
+    async fn write_all(stream: &mut FileStream, bufs: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
+        let mut rest = &mut slices[..];
+        while rest.iter().any(|slice| !slice.is_empty()) {
+            let sent = poll_fn(|cx| Pin::new(&mut *stream).poll_write_vectored(cx, rest)).await?;
+            IoSlice::advance_slices(&mut rest, sent);
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn heads_and_runs_of_a_map_arrive_in_order_whatever_the_socket_takes() {
+        install_sigbus_guard().unwrap();
+        let content: Vec<u8> = (0..3_000_000u64).map(|i| (i * 7919 >> 5) as u8).collect();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.write_all_at(&content, 0).unwrap();
+        let map = Arc::new(SourceMap::new(&file, content.len()).unwrap().unwrap());
+        let (mut stream, mut far) = pair().await;
+        // Longer than what a socket holds, not at the start of a page, and a short one.
+        let (long, short) = (
+            mapped_bytes(&map, 130..2_900_000, ()),
+            mapped_bytes(&map, 5..100, ()),
+        );
+        let sending = async {
+            let bufs: [&[u8]; 5] = [b"", b"head", &long, b"tail", &short];
+            write_all(&mut stream, &bufs).await.unwrap();
+            drop(stream);
+        };
+        let mut received = Vec::new();
+        let (_, read) = tokio::join!(sending, far.read_to_end(&mut received));
+        read.unwrap();
+        let expected = [b"head", &content[130..2_900_000], b"tail", &content[5..100]].concat();
+        assert!(received == expected, "{} bytes came", received.len());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_cut_ends_the_connection_instead_of_stalling_it() {
+        install_sigbus_guard().unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(1 << 20).unwrap();
+        let map = Arc::new(SourceMap::new(&file, 1 << 20).unwrap().unwrap());
+        let run = mapped_bytes(&map, 0..1 << 20, ());
+        let (mut stream, _far) = pair().await;
+        file.set_len(0).unwrap();
+        let error = write_all(&mut stream, &[b"head", &run]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

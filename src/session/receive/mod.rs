@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     format::codec,
-    options::HTTP2_FRAME_BYTES,
+    options::{CHUNKS_PER_LANE, HTTP2_FRAME_BYTES},
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
     protocol::{
         Accept, Done, Durability, MAX_CONTROL_BYTES, Open, ProtocolError, PublishPlan, Reason,
@@ -276,11 +276,15 @@ async fn receive_session(
     let chunk_len = staging.chunk_len();
     let grid = Grid::new(chunk_len).map_err(ProtocolError::from)?;
     let open = staging.options();
+    // More lanes than there is memory for would only wait for each other.
+    let held = context.budget.total_bytes() / (CHUNKS_PER_LANE * u64::from(chunk_len));
+    let max_lanes = u32::try_from(held).unwrap_or(u32::MAX);
+    let max_lanes = max_lanes.clamp(1, context.options.max_lanes.max(1));
     let core = Receiver::new(
         ReceiverConfig {
             grid,
             codecs: CODECS & open.codecs,
-            max_lanes: context.options.max_lanes,
+            max_lanes,
             commit: commit_policy(open.commit_mode),
             layout: open.layout,
             manifest: open.manifest,
@@ -296,7 +300,7 @@ async fn receive_session(
         window_bytes,
         session_token: random_token()?,
         epoch: staging.epoch(),
-        max_lanes: context.options.max_lanes,
+        max_lanes,
         durable_bytes: core.durable_bytes(),
     };
     tracing::info!(
