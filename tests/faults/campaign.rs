@@ -126,7 +126,8 @@ impl<'a> Episode<'a> {
         self.tally.in_publish += u64::from(strike.saw_finish());
         self.judge_ends(&ends);
         if matches!(self.ground, Ground::Disk(_)) && !server.is_alive() {
-            self.failures.push("the server died of a disk without power".to_owned());
+            self.failures
+                .push("the server died of a disk without power".to_owned());
         }
         server.kill();
         drop(strike);
@@ -162,7 +163,8 @@ impl<'a> Episode<'a> {
         let ends = self.sessions(&server, &Strike::none(), 0, &Manner::default());
         for (i, end) in ends.iter().enumerate() {
             if *end != End::Done {
-                self.failures.push(format!("track {i} cannot be completed: {end:?}"));
+                self.failures
+                    .push(format!("track {i} cannot be completed: {end:?}"));
             }
         }
         let stopped = server.stop();
@@ -181,7 +183,11 @@ impl<'a> Episode<'a> {
         let (root, address) = (self.ground.root(), server.address);
         let mut set = JoinSet::new();
         for (i, mut track) in self.tracks.drain(..).enumerate() {
-            let strike = if i == armed { strike.clone() } else { strike.unarmed() };
+            let strike = if i == armed {
+                strike.clone()
+            } else {
+                strike.unarmed()
+            };
             let (root, manner, dice) = (root.clone(), manner.clone(), Dice::new(self.dice.next()));
             set.spawn_on(
                 async move {
@@ -210,7 +216,9 @@ impl<'a> Episode<'a> {
                 End::Done | End::Gone(_) => {}
                 End::Refused(tonic::Code::Internal, reason)
                     if is_disk && reason == "STORAGE_IO_ERROR" => {}
-                other => self.failures.push(format!("a struck session ended with {other:?}")),
+                other => self
+                    .failures
+                    .push(format!("a struck session ended with {other:?}")),
             }
         }
     }
@@ -225,6 +233,7 @@ impl<'a> Episode<'a> {
         Manner {
             pause: Duration::from_micros(pause),
             leave_after: leaves.then(|| self.dice.below(60)),
+            ..Manner::default()
         }
     }
 
@@ -232,7 +241,11 @@ impl<'a> Episode<'a> {
     fn when(&mut self, armed: usize) -> When {
         let left = self.tracks[armed].cells_left();
         let dice = &mut self.dice;
-        let soon = Duration::from_micros(if dice.chance(50) { 0 } else { dice.below(20_000) });
+        let soon = Duration::from_micros(if dice.chance(50) {
+            0
+        } else {
+            dice.below(20_000)
+        });
         match dice.below(100) {
             0..15 => When::At(Moment::Time, Duration::from_micros(dice.below(300_000))),
             15..18 => When::At(Moment::Answered, soon),

@@ -20,16 +20,25 @@
 )]
 
 mod campaign;
+mod cancels;
+mod client;
 mod crashes;
+mod cut_files;
 mod dice;
+mod flips;
 #[path = "../common/frames.rs"]
 #[allow(dead_code, reason = "shared with other test crates")]
 mod frames;
 mod mount;
 mod oracle;
+mod peers;
+mod ranges;
+mod relay;
 mod scenario;
 mod server;
+mod space;
 mod strike;
+mod syscalls;
 mod track;
 
 use scenario::{Report, Setting};
@@ -42,9 +51,27 @@ const SCENARIOS: &[(&str, Run)] = &[
     ("kills", crashes::kills),
     ("power-ext4", |s| crashes::power(s, "ext4")),
     ("power-xfs", |s| crashes::power(s, "xfs")),
+    ("syscalls", syscalls::deaths),
+    ("eio", syscalls::failed_syncs),
+    ("space", space::space),
+    ("ranges", ranges::ranges),
+    ("flips", flips::flips),
+    ("cut-staging", cut_files::staging),
+    ("cut-source", cut_files::source),
+    ("clients", peers::clients),
+    ("cuts", peers::cuts),
+    ("delays", peers::delays),
+    ("silence", peers::silence),
+    ("cancels", cancels::storm),
 ];
 /// What `cargo test` runs, and how many points of it.
-const SHORT: &[(&str, u64)] = &[("kills", 5), ("power-ext4", 5)];
+const SHORT: &[(&str, u64)] = &[
+    ("kills", 5),
+    ("power-ext4", 5),
+    ("ranges", 1),
+    ("flips", 40),
+    ("cancels", 100),
+];
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -93,7 +120,11 @@ fn main() -> ExitCode {
             setting.points = Some(SHORT[i].1);
         }
         let started = Instant::now();
-        let run = SCENARIOS.iter().find(|(n, _)| n == name).expect("it is known").1;
+        let run = SCENARIOS
+            .iter()
+            .find(|(n, _)| n == name)
+            .expect("it is known")
+            .1;
         let mut report = run(&setting);
         report.seconds = started.elapsed().as_secs_f64();
         report.print();

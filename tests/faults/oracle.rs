@@ -5,7 +5,7 @@
 
 use crate::{
     dice::Dice,
-    frames::{CHUNK, frame_finish, frame_open},
+    frames::{CHUNK, frame_abort, frame_finish, frame_open},
     strike::{Moment, Strike},
     track::{Cells, Track},
 };
@@ -15,9 +15,7 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
-use tensorferry::wire::pb::{
-    self, ferry_client::FerryClient, receiver_frame::Control as Answer,
-};
+use tensorferry::wire::pb::{self, ferry_client::FerryClient, receiver_frame::Control as Answer};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -46,6 +44,10 @@ pub(crate) struct Manner {
     pub(crate) pause: Duration,
     /// Leave after so many chunks, as a client that dies.
     pub(crate) leave_after: Option<u64>,
+    /// Leave by Abort, and hear the end.
+    pub(crate) says_goodbye: bool,
+    /// Without a word for so long, the call hangs; the server need not be right then.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// One session on its way.
@@ -104,6 +106,7 @@ pub(crate) async fn push(
         fingerprint: track.fingerprint.to_vec().into(),
         overwrite: true,
         verify: track.verify,
+        restart: track.restart,
         ..track.load.open(&track.name, track.id)
     };
     if out.send(frame_open(open)).await.is_err() {
@@ -144,17 +147,26 @@ pub(crate) fn end_of(status: &Status) -> End {
 }
 
 impl Call<'_> {
-    async fn run(
-        mut self,
-        frames: &mut Streaming<pb::ReceiverFrame>,
-        manner: &Manner,
-    ) -> End {
+    async fn run(mut self, frames: &mut Streaming<pb::ReceiverFrame>, manner: &Manner) -> End {
         let mut heard_at = Instant::now();
         let mut next_chunk_at = Instant::now();
         let mut tick = tokio::time::interval(Duration::from_millis(1));
         loop {
-            if manner.leave_after.is_some_and(|n| self.sent_count >= n) {
-                return End::Gone("left on purpose".to_owned());
+            let is_enough = manner.leave_after.is_some_and(|n| self.sent_count >= n);
+            if is_enough {
+                if !manner.says_goodbye {
+                    return End::Gone("left on purpose".to_owned());
+                }
+                if self.stage == Step::Sending && self.unsettled.is_empty() {
+                    self.stage = Step::Finishing;
+                    let _ = self.out.send(frame_abort("INTERRUPTED")).await;
+                }
+            }
+            if manner
+                .patience
+                .is_some_and(|most| heard_at.elapsed() > most)
+            {
+                return End::Gone("out of patience".to_owned());
             }
             if self.strike.fired_for() > FAREWELL && self.strike.leaves() {
                 return End::Gone("left after the strike".to_owned());
@@ -162,7 +174,7 @@ impl Call<'_> {
             if heard_at.elapsed() > HANG {
                 return hang(self.track, "the server says nothing");
             }
-            let may_send = self.may_send() && Instant::now() >= next_chunk_at;
+            let may_send = !is_enough && self.may_send() && Instant::now() >= next_chunk_at;
             let out = self.out.clone();
             tokio::select! {
                 frame = frames.message() => {
@@ -246,7 +258,8 @@ impl Call<'_> {
 
     fn hear_wanted(&mut self, wanted: pb::Wanted) {
         let Some(cells) = self.wanted.get_mut(wanted.entry as usize) else {
-            self.track.fail("an answer about an entry that was not announced");
+            self.track
+                .fail("an answer about an entry that was not announced");
             return;
         };
         for range in wanted.wanted.iter().chain(&wanted.held) {
@@ -265,7 +278,8 @@ impl Call<'_> {
             for cell in range.first..range.first + range.count {
                 let was_sent = self.track.sent[entry as usize].contains(&cell);
                 if !was_sent {
-                    self.track.fail(format!("cell {cell} of {entry} was acked and never sent"));
+                    self.track
+                        .fail(format!("cell {cell} of {entry} was acked and never sent"));
                 }
                 self.track.acked[entry as usize].insert(cell);
             }
@@ -324,7 +338,9 @@ impl Call<'_> {
             self.claimed[entry] = all.filter(|cell| !wanted.contains(cell)).collect();
             if lost > 0 {
                 self.track.tally.lost += lost as u64;
-                self.track.fail(format!("{lost} acked cells of entry {entry} are wanted again"));
+                self.track.fail(format!(
+                    "{lost} acked cells of entry {entry} are wanted again"
+                ));
             }
             let claimed: Vec<u64> = self.claimed[entry].iter().copied().collect();
             self.track.check_claimed(self.root, entry, &claimed);

@@ -2,7 +2,7 @@
 
 use crate::track::Tally;
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
@@ -100,7 +100,14 @@ impl Report {
             line.push_str("; ");
             line.push_str(remark);
         }
-        println!("{line}: {}", if self.failures.is_empty() { "ok" } else { "FAILED" });
+        println!(
+            "{line}: {}",
+            if self.failures.is_empty() {
+                "ok"
+            } else {
+                "FAILED"
+            }
+        );
     }
 }
 
@@ -119,8 +126,4 @@ pub(crate) fn soon(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 /// Whether this process may mount.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-pub(crate) fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
 }

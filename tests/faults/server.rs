@@ -102,10 +102,17 @@ impl Serve {
         let first = first_line(stdout);
         let address = first.strip_prefix("listening on ").map(str::parse);
         let Some(Ok(address)) = address else {
+            // It may be about to end by itself, with a status that says why.
+            let until = Instant::now() + Duration::from_secs(5);
+            while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             group.kill();
-            let status = child.wait();
+            let status = child
+                .wait()
+                .map_or_else(|e| e.to_string(), |s| s.to_string());
             let stderr = child.stderr.take().map(read_all).unwrap_or_default();
-            return Err(format!("said {first:?}, {status:?}: {stderr}"));
+            return Err(format!("said {first:?}, {status}: {stderr}"));
         };
         Ok(Server {
             address,
@@ -143,9 +150,15 @@ impl Server {
     pub(crate) fn pid(&self) -> u32 {
         let id = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-        let first = children.ok().and_then(|c| c.split(' ').next()?.parse().ok());
+        let first = children
+            .ok()
+            .and_then(|c| c.split(' ').next()?.parse().ok());
         let name = std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-        if name.starts_with("tensorferry") { id } else { first.unwrap_or(id) }
+        if name.starts_with("tensorferry") {
+            id
+        } else {
+            first.unwrap_or(id)
+        }
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

@@ -88,7 +88,11 @@ impl Strike {
                 (wanted, moment) => wanted == moment,
             };
             if is_it && self.due.is_none() {
-                let extra = if wanted == Moment::Time { Duration::ZERO } else { delay };
+                let extra = if wanted == Moment::Time {
+                    Duration::ZERO
+                } else {
+                    delay
+                };
                 self.due = Some(Instant::now() + extra);
             }
         }

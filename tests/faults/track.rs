@@ -62,6 +62,8 @@ pub(crate) struct Track {
     pub(crate) fingerprint: [u8; 16],
     pub(crate) mode: pb::CommitMode,
     pub(crate) verify: bool,
+    /// Throw away what lies there.
+    pub(crate) restart: bool,
     /// What stood under the name before.
     pub(crate) old: Option<Arc<Load>>,
     /// Cells that were acked as durable, or kept.
@@ -85,6 +87,7 @@ impl Track {
             fingerprint: [0; 16],
             mode: pb::CommitMode::Strict,
             verify: false,
+            restart: false,
             old: None,
             acked: Vec::new(),
             sent: Vec::new(),
@@ -97,6 +100,21 @@ impl Track {
         track.next_version(dice);
         track.old = None;
         track
+    }
+
+    /// A content of the caller's choice under a name that is free.
+    pub(crate) fn of(name: &str, dice: &mut Dice, load: Load) -> Self {
+        let mut track = Track::new(name, dice, 1 << 20);
+        track.begin(Arc::new(load), dice.id());
+        track.old = None;
+        track.mode = pb::CommitMode::Group;
+        track.verify = false;
+        track
+    }
+
+    /// The disk was damaged, so what was acked need not be there.
+    pub(crate) fn forget_acks(&mut self) {
+        self.acked.iter_mut().for_each(BTreeSet::clear);
     }
 
     /// What is published becomes the old version, and another content is to replace it.
@@ -124,7 +142,8 @@ impl Track {
     /// Notes a broken promise.
     pub(crate) fn fail(&mut self, what: impl Into<String>) {
         if self.failures.len() < 20 {
-            self.failures.push(format!("{}: {}", self.name, what.into()));
+            self.failures
+                .push(format!("{}: {}", self.name, what.into()));
         }
     }
 
@@ -134,9 +153,8 @@ impl Track {
 
     /// Cells that are not acked yet.
     pub(crate) fn cells_left(&self) -> u64 {
-        let left = |(entry, acked): (usize, &BTreeSet<u64>)| {
-            self.cell_count(entry) - acked.len() as u64
-        };
+        let left =
+            |(entry, acked): (usize, &BTreeSet<u64>)| self.cell_count(entry) - acked.len() as u64;
         self.acked.iter().enumerate().map(left).sum()
     }
 
