@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Options: `--points N` faults, `--seed N` of the first episode, `--binary PATH` another
-//! program than the one built beside this, `--workdir DIR` for roots and images. Where a
-//! scenario needs root or a tool that is not there, it says `not run`.
+//! program than the one built beside this, `--workdir DIR` for roots and images, `--table
+//! FILE` to which a row of Markdown is added. Where a scenario needs root or a tool that is
+//! not there, it says `not run`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -42,7 +43,13 @@ mod syscalls;
 mod track;
 
 use scenario::{Report, Setting};
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 type Run = fn(&Setting) -> Report;
 
@@ -87,6 +94,7 @@ fn main() -> ExitCode {
         seed: 1,
         points: None,
     };
+    let mut table = None;
     while let Some(word) = words.next() {
         let mut value = || {
             words.next().unwrap_or_else(|| {
@@ -99,6 +107,7 @@ fn main() -> ExitCode {
             "--seed" => setting.seed = value().parse().expect("a number"),
             "--binary" => setting.binary = PathBuf::from(value()),
             "--workdir" => setting.workdir = PathBuf::from(value()),
+            "--table" => table = Some(PathBuf::from(value())),
             name if SCENARIOS.iter().any(|(n, _)| *n == name) => names.push(name.to_owned()),
             // Whatever the test runner of the others understands; a filter selects none here.
             _ if word.starts_with("--") => {}
@@ -129,6 +138,9 @@ fn main() -> ExitCode {
         report.seconds = started.elapsed().as_secs_f64();
         report.print();
         failed += report.failures.len();
+        if let Some(table) = &table {
+            add_row(table, &report.row(setting.seed)).expect("the table can be written");
+        }
         if is_short {
             setting.points = None;
         }
@@ -138,4 +150,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+fn add_row(path: &Path, row: &str) -> std::io::Result<()> {
+    let mut file = File::options().append(true).create(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        file.write_all(scenario::TABLE_HEAD.as_bytes())?;
+    }
+    file.write_all(row.as_bytes())
 }

@@ -36,6 +36,7 @@ pub(crate) struct Relay {
     cut: watch::Sender<u64>,
     silent: Arc<AtomicBool>,
     passed: Arc<AtomicU64>,
+    accepted: Arc<AtomicU64>,
 }
 
 impl Relay {
@@ -45,12 +46,19 @@ impl Relay {
         let (cut, cuts) = watch::channel(0);
         let silent = Arc::new(AtomicBool::new(false));
         let passed = Arc::new(AtomicU64::new(0));
+        let accepted = Arc::new(AtomicU64::new(0));
         let (quiet, count) = (Arc::clone(&silent), Arc::clone(&passed));
+        let dials = Arc::clone(&accepted);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                dials.fetch_add(1, Ordering::Relaxed);
                 let (quiet, count, mut cuts) = (quiet.clone(), count.clone(), cuts.clone());
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
+                    if quiet.load(Ordering::Relaxed) {
+                        let _held = near;
+                        return std::future::pending().await;
+                    }
                     let Ok(far) = TcpStream::connect(server).await else {
                         return;
                     };
@@ -79,6 +87,7 @@ impl Relay {
             cut,
             silent,
             passed,
+            accepted,
         }
     }
 
@@ -94,6 +103,11 @@ impl Relay {
     /// Nothing gets through any more, and nobody is told.
     pub(crate) fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Connections so far: who dials again has given up the one before.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Bytes that went to the server.

@@ -111,6 +111,39 @@ impl Report {
     }
 }
 
+/// Columns of [`Report::row`].
+pub(crate) const TABLE_HEAD: &str = "\
+| scenario | seed | points | sessions | acked cells read back | bytes of them | claimed cells read back \
+| whole after Done | lost | wrong | most bytes re-sent | failures | seconds | remarks |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|
+";
+
+impl Report {
+    /// One row of Markdown.
+    pub(crate) fn row(&self, seed: u64) -> String {
+        let t = &self.tally;
+        let remarks = match &self.skipped {
+            Some(why) => format!("not run: {why}"),
+            None => self.remarks.join("; "),
+        };
+        format!(
+            "| {} | {seed} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} | {remarks} |\n",
+            self.title,
+            t.points,
+            t.sessions,
+            t.acked_cells,
+            t.acked_bytes,
+            t.claimed_cells,
+            t.dones,
+            t.lost,
+            t.wrong,
+            t.most_resent,
+            self.failures.len(),
+            self.seconds,
+        )
+    }
+}
+
 /// Waits for something that should come soon.
 pub(crate) fn soon(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let until = Instant::now() + limit;
