@@ -353,6 +353,7 @@ impl Staging {
             .context("append to", &shown)?;
         if self.is_synced {
             journal.writer.sync().context("sync", &shown)?;
+            self.dir.check_alive(JOURNAL_FILE)?;
         }
         Ok(())
     }
