@@ -6,6 +6,7 @@
 
 use crate::{
     dice::Dice,
+    guest::Guest,
     mount::Image,
     oracle::{self, End, Manner},
     server::{Serve, Server},
@@ -32,6 +33,8 @@ pub(crate) enum Ground {
     Folder(PathBuf),
     /// On a file system of its own: a fault cuts its power.
     Disk(Image),
+    /// On the disk of a guest: a fault kills the guest.
+    Machine(Guest),
 }
 
 impl Ground {
@@ -39,7 +42,13 @@ impl Ground {
         match self {
             Ground::Folder(folder) => folder.join("root"),
             Ground::Disk(image) => image.root(),
+            Ground::Machine(guest) => guest.root(),
         }
+    }
+
+    /// The served folder, when it can be read while a server has it.
+    fn shared_root(&self) -> Option<PathBuf> {
+        (!matches!(self, Ground::Machine(_))).then(|| self.root())
     }
 }
 
@@ -96,8 +105,15 @@ impl<'a> Episode<'a> {
         result.map_err(|why| self.failures.push(why)).ok()
     }
 
+    fn start(&mut self) -> Result<Server, String> {
+        match &mut self.ground {
+            Ground::Machine(guest) => guest.start(),
+            ground => self.serve.start(&ground.root()),
+        }
+    }
+
     fn round(&mut self) {
-        let server = self.serve.start(&self.ground.root());
+        let server = self.start();
         let Some(mut server) = self.note(server.map_err(|e| format!("no start: {e}"))) else {
             return;
         };
@@ -109,7 +125,7 @@ impl<'a> Episode<'a> {
         let armed = self.dice.below(self.tracks.len() as u64) as usize;
         let when = self.when(armed);
         let strike = match &self.ground {
-            Ground::Folder(_) => {
+            Ground::Folder(_) | Ground::Machine(_) => {
                 let group = server.group();
                 Strike::new(when, false, move || group.kill())
             }
@@ -141,11 +157,13 @@ impl<'a> Episode<'a> {
 
     /// Brings the power back and compares the disk with every promise.
     pub(crate) fn look(&mut self) {
-        if let Ground::Disk(image) = &mut self.ground {
-            let powered = image.power_on();
-            if self.note(powered).is_none() {
-                return;
-            }
+        let powered = match &mut self.ground {
+            Ground::Folder(_) => Ok(()),
+            Ground::Disk(image) => image.power_on(),
+            Ground::Machine(guest) => guest.open_disk(),
+        };
+        if self.note(powered).is_none() {
+            return;
         }
         let root = self.ground.root();
         for track in &mut self.tracks {
@@ -156,7 +174,7 @@ impl<'a> Episode<'a> {
 
     /// Pushes everything to its end, without a fault, and looks once more.
     pub(crate) fn complete(&mut self) {
-        let server = self.serve.start(&self.ground.root());
+        let server = self.start();
         let Some(server) = self.note(server.map_err(|e| format!("no start: {e}"))) else {
             return;
         };
@@ -167,8 +185,14 @@ impl<'a> Episode<'a> {
                     .push(format!("track {i} cannot be completed: {end:?}"));
             }
         }
-        let stopped = server.stop();
-        self.note(stopped);
+        match &self.ground {
+            // A kernel does not end by a signal in good order.
+            Ground::Machine(_) => server.kill(),
+            _ => {
+                let stopped = server.stop();
+                self.note(stopped);
+            }
+        }
         self.look();
     }
 
@@ -180,7 +204,7 @@ impl<'a> Episode<'a> {
         armed: usize,
         manner: &Manner,
     ) -> Vec<End> {
-        let (root, address) = (self.ground.root(), server.address);
+        let (root, address) = (self.ground.shared_root(), server.address);
         let mut set = JoinSet::new();
         for (i, mut track) in self.tracks.drain(..).enumerate() {
             let strike = if i == armed {
@@ -191,7 +215,9 @@ impl<'a> Episode<'a> {
             let (root, manner, dice) = (root.clone(), manner.clone(), Dice::new(self.dice.next()));
             set.spawn_on(
                 async move {
-                    let end = oracle::push(&mut track, address, &root, strike, &manner, dice).await;
+                    let end =
+                        oracle::push(&mut track, address, root.as_deref(), strike, &manner, dice)
+                            .await;
                     (i, track, end)
                 },
                 self.runtime.handle(),

@@ -89,8 +89,14 @@ fn wave(episode: &mut Episode<'_>, server: &crate::server::Server, count: u64) -
                         ..Manner::default()
                     };
                     let next = crate::dice::Dice::new(dice.next());
-                    let push =
-                        oracle::push(&mut track, address, &root, Strike::none(), &manner, next);
+                    let push = oracle::push(
+                        &mut track,
+                        address,
+                        Some(&root),
+                        Strike::none(),
+                        &manner,
+                        next,
+                    );
                     let _ = tokio::time::timeout(limit, push).await;
                     if track.done.is_some() {
                         track.next_version(&mut dice);

@@ -2,6 +2,7 @@
 
 use crate::{
     campaign::{Episode, Ground, IMAGE_MIB, ROUNDS, folder_of},
+    guest::Guest,
     mount::Image,
     scenario::{Report, Setting, is_root},
     server::{Serve, has_tool},
@@ -31,6 +32,25 @@ pub(crate) fn power(setting: &Setting, kind: &str) -> Report {
     let points = setting.points(20);
     episodes(setting, &mut report, &command, points, |folder| {
         Image::make(folder, kind, IMAGE_MIB).map(Ground::Disk)
+    });
+    report
+}
+
+/// `kill -9` of a guest: everything that its kernel had not written is gone.
+pub(crate) fn guests(setting: &Setting) -> Report {
+    let title = "power cuts of a guest";
+    let Some(kernel) = std::env::var_os("TENSORFERRY_UML") else {
+        return Report::skipped(title, "TENSORFERRY_UML names no User-Mode Linux kernel");
+    };
+    if !is_root() || !has_tool("losetup") || !has_tool("ip") {
+        return Report::skipped(title, "only root can mount, and ip is needed");
+    }
+    let mut report = Report::new(title);
+    let points = setting.points(3);
+    episodes(setting, &mut report, "guest", points, |folder| {
+        let image = Image::make(folder, "ext4", IMAGE_MIB)?;
+        let guest = Guest::new(kernel.clone().into(), &setting.binary, folder, image)?;
+        Ok(Ground::Machine(guest))
     });
     report
 }

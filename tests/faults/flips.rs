@@ -154,7 +154,7 @@ impl Bench<'_> {
 
     fn push_to(&mut self, track: &mut Track, manner: &Manner, to: std::net::SocketAddr) -> End {
         let dice = Dice::new(self.dice.next());
-        let push = oracle::push(track, to, &self.root, Strike::none(), manner, dice);
+        let push = oracle::push(track, to, Some(&self.root), Strike::none(), manner, dice);
         self.setting.runtime.block_on(push)
     }
 

@@ -30,6 +30,7 @@ mod flips;
 #[path = "../common/frames.rs"]
 #[allow(dead_code, reason = "shared with other test crates")]
 mod frames;
+mod guest;
 mod mount;
 mod oracle;
 mod peers;
@@ -58,6 +59,7 @@ const SCENARIOS: &[(&str, Run)] = &[
     ("kills", crashes::kills),
     ("power-ext4", |s| crashes::power(s, "ext4")),
     ("power-xfs", |s| crashes::power(s, "xfs")),
+    ("guest", crashes::guests),
     ("syscalls", syscalls::deaths),
     ("eio", syscalls::failed_syncs),
     ("space", space::space),

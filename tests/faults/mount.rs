@@ -84,6 +84,29 @@ impl Image {
         Err(last)
     }
 
+    /// The image itself, for another kernel; nothing here may hold it.
+    pub(crate) fn detach(&mut self) -> Result<(), String> {
+        if self.mounted {
+            self.unmount()?;
+        }
+        if !self.device.is_empty() {
+            run(&["losetup", "-d", &self.device])?;
+            self.device.clear();
+        }
+        Ok(())
+    }
+
+    /// Back from another kernel.
+    pub(crate) fn attach(&mut self) -> Result<(), String> {
+        self.detach()?;
+        self.device = run(&["losetup", "-f", "--show", &self.file.display().to_string()])?;
+        self.mount()
+    }
+
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// The served folder.
     pub(crate) fn root(&self) -> PathBuf {
         self.point.join("root")
@@ -118,7 +141,9 @@ impl Drop for Image {
         if self.mounted {
             let _ = run(&["umount", "-l", &self.point.display().to_string()]);
         }
-        let _ = run(&["losetup", "-d", &self.device]);
+        if !self.device.is_empty() {
+            let _ = run(&["losetup", "-d", &self.device]);
+        }
         let _ = std::fs::remove_file(&self.file);
     }
 }

@@ -53,7 +53,7 @@ pub(crate) struct Manner {
 /// One session on its way.
 struct Call<'a> {
     track: &'a mut Track,
-    root: &'a Path,
+    root: Option<&'a Path>,
     strike: Strike,
     dice: Dice,
     out: mpsc::Sender<pb::SenderFrame>,
@@ -78,11 +78,11 @@ enum Step {
     Finishing,
 }
 
-/// A transfer's next session, to its end.
+/// A transfer's next session, to its end. `root`: where the server's files can be read.
 pub(crate) async fn push(
     track: &mut Track,
     address: SocketAddr,
-    root: &Path,
+    root: Option<&Path>,
     strike: Strike,
     manner: &Manner,
     dice: Dice,
@@ -343,7 +343,9 @@ impl Call<'_> {
                 ));
             }
             let claimed: Vec<u64> = self.claimed[entry].iter().copied().collect();
-            self.track.check_claimed(self.root, entry, &claimed);
+            if let Some(root) = self.root {
+                self.track.check_claimed(root, entry, &claimed);
+            }
         }
         self.track.tally.most_resent = self.track.tally.most_resent.max(resent);
     }

@@ -88,38 +88,43 @@ impl Serve {
         words.extend(["serve".to_owned(), root.display().to_string()]);
         words.extend(["--listen".to_owned(), listen]);
         words.extend(self.options.iter().cloned());
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .current_dir("/")
-            .process_group(0)
-            .spawn()
-            .map_err(|e| format!("{}: {e}", words[0]))?;
-        let group = Group::of(&child);
-        let stdout = child.stdout.take().expect("it is piped");
-        let first = first_line(stdout);
-        let address = first.strip_prefix("listening on ").map(str::parse);
-        let Some(Ok(address)) = address else {
-            // It may be about to end by itself, with a status that says why.
-            let until = Instant::now() + Duration::from_secs(5);
-            while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            group.kill();
-            let status = child
-                .wait()
-                .map_or_else(|e| e.to_string(), |s| s.to_string());
-            let stderr = child.stderr.take().map(read_all).unwrap_or_default();
-            return Err(format!("said {first:?}, {status}: {stderr}"));
-        };
-        Ok(Server {
-            address,
-            child,
-            group,
-        })
+        launch(&words)
     }
+}
+
+/// Runs a command whose output says where a server listens.
+pub(crate) fn launch(words: &[String]) -> Result<Server, String> {
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .map_err(|e| format!("{}: {e}", words[0]))?;
+    let group = Group::of(&child);
+    let stdout = child.stdout.take().expect("it is piped");
+    let first = first_line(stdout);
+    let address = first.strip_prefix("listening on ").map(str::parse);
+    let Some(Ok(address)) = address else {
+        // It may be about to end by itself, with a status that says why.
+        let until = Instant::now() + Duration::from_secs(5);
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        group.kill();
+        let status = child
+            .wait()
+            .map_or_else(|e| e.to_string(), |s| s.to_string());
+        let stderr = child.stderr.take().map(read_all).unwrap_or_default();
+        return Err(format!("said {first:?}, {status}: {stderr}"));
+    };
+    Ok(Server {
+        address,
+        child,
+        group,
+    })
 }
 
 fn first_line(stdout: std::process::ChildStdout) -> String {
@@ -127,7 +132,10 @@ fn first_line(stdout: std::process::ChildStdout) -> String {
     std::thread::spawn(move || {
         let mut lines = BufReader::new(stdout);
         let mut line = String::new();
-        let _ = lines.read_line(&mut line);
+        // A kernel may have something to say before.
+        while lines.read_line(&mut line).is_ok_and(|n| n > 0) && !line.starts_with("listening") {
+            line.clear();
+        }
         let _ = tell.send(line.trim_end().to_owned());
         // Read on, or the process would stall on a full pipe.
         let _ = std::io::copy(&mut lines, &mut std::io::sink());

@@ -141,7 +141,7 @@ fn full_meanwhile(episode: &mut Episode<'_>, mode: pb::CommitMode) {
     let before = free_bytes(episode);
     let rival = match &episode.ground {
         Ground::Disk(image) => image.point().join("rival"),
-        Ground::Folder(folder) => folder.join("rival"),
+        other => other.root().join("rival"),
     };
     let file = rival.clone();
     let at = When::At(Moment::Sent(30), Duration::ZERO);
