@@ -24,8 +24,13 @@ DETECTORS: dict[str, list[str]] = {
     "sync order, group": ["scripts/check_sync_order.py", "--durability", "group", "--small", "80"],
     "corruption": ["tests/tools/corruption_check.py"],
     "source change": ["tests/tools/source_change_check.py"],
+    "kills": ["faults", "kills", "--points", "20"],
+    "power cuts": ["faults", "power-ext4", "--points", "20"],
+    "failed syncs": ["faults", "eio", "--points", "6"],
+    "ranges": ["faults", "ranges"],
+    "flips": ["faults", "flips", "--points", "48"],
 }
-"""Title -> command; `--binary PATH` is added."""
+"""Title -> command; `--binary PATH` is added. `faults` is the program of `tests/faults`."""
 
 MUTANTS = {
     "__mutant_ack_before_sync": "acks before the journal is synced",
@@ -33,22 +38,31 @@ MUTANTS = {
     "__mutant_no_dir_fsync": "never syncs a directory",
     "__mutant_no_crc": "does not compare checksums of chunks",
     "__mutant_no_ctime": "leaves ctime out of fingerprints",
+    "__mutant_size_resume": "trusts the length of a staged file instead of the journal",
+    "__mutant_retry_sync": "tries a failed sync again and goes on",
+    "__mutant_no_range_check": "takes chunks outside their cell",
 }
 """Feature -> what it breaks."""
+
+FAULTS = ["cargo", "test", "--no-run", "--locked", "--test", "faults"]
 
 TIMEOUT_S = 900
 
 
 def build(feature: str | None) -> Path:
     """Builds one binary in the dev profile and copies it aside, so that the next build leaves it alone."""
-    command = ["cargo", "build", "--locked", "--bin", "tensorferry", "--message-format", "json-render-diagnostics"]
-    if feature:
-        command += ["--features", feature]
+    more = ["--features", feature] if feature else []
+    return make(["cargo", "build", "--locked", "--bin", "tensorferry", *more], feature or "unmutated")
+
+
+def make(command: list[str], name: str) -> Path:
+    """What cargo makes, under this name."""
+    command = [*command, "--message-format", "json-render-diagnostics"]
     built = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     if built.returncode != 0:
         sys.exit(f"failed: {' '.join(command)}")
     made = [m for m in map(json.loads, built.stdout.splitlines()) if m.get("executable")]
-    binary = REPOSITORY / "target" / "mutants" / (feature or "unmutated")
+    binary = REPOSITORY / "target" / "mutants" / name
     binary.parent.mkdir(parents=True, exist_ok=True)
     # Not in place: a binary that runs cannot be written.
     binary.unlink(missing_ok=True)
@@ -61,9 +75,10 @@ def binary_of(feature: str | None, folder: Path | None) -> Path:
     return folder / (feature or "unmutated") if folder else build(feature)
 
 
-def detect(binary: Path, command: list[str]) -> tuple[str, str]:
+def detect(binary: Path, command: list[str], faults: Path) -> tuple[str, str]:
     """`pass`, `FAIL` or `n/a` (the detector could not run), and the end of what it printed."""
-    full = [sys.executable, *command, "--binary", str(binary)]
+    program = [str(faults), *command[1:]] if command[0] == "faults" else [sys.executable, *command]
+    full = [*program, "--binary", str(binary)]
     # CI=true: a detector that cannot run must not look like one that passed.
     try:
         run = subprocess.run(
@@ -102,6 +117,8 @@ def main() -> int:
     print(" " * width + "".join(f"{title:>{len(title) + 2}}" for title in DETECTORS) + "  result", flush=True)
     ok = True
     details: list[str] = []
+    # Made once, without any feature: it must not know which build it has.
+    faults = args.binaries / "faults" if args.binaries else make(FAULTS, "faults")
     for feature in (None, *MUTANTS):
         started = time.monotonic()
         binary = binary_of(feature, args.binaries)
@@ -109,7 +126,7 @@ def main() -> int:
         seen: list[str] = []
         for title, command in DETECTORS.items():
             noticed = feature and not args.all and "FAIL" in seen
-            outcome, output = ("-", "") if noticed else detect(binary, command)
+            outcome, output = ("-", "") if noticed else detect(binary, command, faults)
             seen.append(outcome)
             print(f"{outcome:>{len(title) + 2}}", end="", flush=True)
             if outcome in ("n/a", "FAIL"):

@@ -962,3 +962,24 @@ fn a_server_takes_as_many_open_files_as_it_may() {
         assert!(is_warned || !is_few, "{stderr}");
     }
 }
+
+#[test]
+fn a_limit_on_the_length_of_files_is_told_and_no_signal() {
+    let temp = TempDir::new().unwrap();
+    make_big_source(temp.path());
+    let output = Command::new("sh")
+        .current_dir(temp.path())
+        // In blocks of 512 bytes.
+        .args(["-c", "ulimit -f 64; exec \"$0\" \"$@\""])
+        .args([
+            env!("CARGO_BIN_EXE_tensorferry"),
+            "push",
+            "big model",
+            "landed",
+        ])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(8), "{stderr}");
+    assert!(!temp.path().join("landed/manifest.json").exists());
+}

@@ -313,7 +313,7 @@ impl Files {
             // covered by it.
             lock(&self.open).closed_early = false;
             lock(&self.new_names).clear();
-            return rustix::fs::syncfs(self.whole.as_fd())
+            return once(|| Ok(rustix::fs::syncfs(self.whole.as_fd())?))
                 .context("sync the file system of", self.data.shown(""));
         }
         let mut files = Vec::with_capacity(slots.len());
@@ -322,7 +322,7 @@ impl Files {
         }
         let new_names = std::mem::take(&mut *lock(&self.new_names));
         for file in files {
-            file.file.sync_data().context("sync", &file.path)?;
+            once(|| file.file.sync_data()).context("sync", &file.path)?;
         }
         for folder in new_names {
             match folder.as_str() {
@@ -389,6 +389,15 @@ impl Files {
             .context("write the header of", &shown)?;
         lock(&self.new_names).insert(folder.to_owned());
         Ok(file)
+    }
+}
+
+/// A sync that failed is not tried again: the kernel may have dropped the pages and would
+/// report success.
+fn once(sync: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    match sync() {
+        Err(_) if cfg!(feature = "__mutant_retry_sync") => sync(),
+        done => done,
     }
 }
 

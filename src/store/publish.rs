@@ -114,7 +114,8 @@ fn rename(
         dir.rename(DATA_DIR, &parent, &last)?;
     }
     parent.sync()?;
-    dir.sync()
+    dir.sync()?;
+    dir.check_alive(JOURNAL_FILE)
 }
 
 /// Whether a checkpoint stands under the final name and is to be replaced. A
@@ -187,6 +188,7 @@ pub(super) fn recover(
         // The rename happened, but perhaps not the syncs after it.
         catalog.target(name)?.0.sync()?;
         dir.sync()?;
+        dir.check_alive(JOURNAL_FILE)?;
     }
     catalog.remove_staging(name)
 }

@@ -232,17 +232,39 @@ impl Staging {
     fn recovered(&self) -> Recovered {
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &journal.state;
-        let entry = |entry: &EntryState| RecoveredEntry {
-            slot: slot_file(&entry.record),
-            durable: entry.durable.clone(),
-            held: entry.held.clone(),
-            sums: entry.sums.clone(),
+        let entry = |entry: &EntryState| {
+            let recovered = RecoveredEntry {
+                slot: slot_file(&entry.record),
+                durable: entry.durable.clone(),
+                held: entry.held.clone(),
+                sums: entry.sums.clone(),
+            };
+            #[cfg(feature = "__mutant_size_resume")]
+            let recovered = self.trust_length(recovered);
+            recovered
         };
         Recovered {
             entries: state.entries.values().map(entry).collect(),
             sources: state.sources.clone(),
             next_number: state.next_entry_number,
         }
+    }
+
+    /// A file of full length counts as complete, whatever the journal says.
+    #[cfg(feature = "__mutant_size_resume")]
+    fn trust_length(&self, mut entry: RecoveredEntry) -> RecoveredEntry {
+        let len = entry.slot.header.byte_len;
+        for cell in 0..len.div_ceil(u64::from(self.chunk_len)) {
+            let at = cell * u64::from(self.chunk_len);
+            let mut bytes = vec![0; u64::from(self.chunk_len).min(len - at) as usize];
+            if !entry.durable.contains(cell) && self.files.read(&entry.slot, at, &mut bytes).is_ok()
+            {
+                entry.durable.insert(cell..cell + 1);
+                let sum = crate::format::checksum::crc32c(&bytes);
+                entry.sums.set(cell, sum);
+            }
+        }
+        entry
     }
 
     /// Cell length in bytes, fixed for the life of the transfer.
@@ -331,6 +353,7 @@ impl Staging {
             .context("append to", &shown)?;
         if self.is_synced {
             journal.writer.sync().context("sync", &shown)?;
+            self.dir.check_alive(JOURNAL_FILE)?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks to stop, the second stops.
+//! Signals: the first Ctrl-C or SIGTERM asks to stop, the second stops. A file that
+//! reaches the limit on its length is an error of the write and no signal.
 
 use tensorferry::{Error, ErrorCode};
 use tokio::{
@@ -6,7 +7,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Hears SIGINT and SIGTERM from now on.
+/// Hears SIGINT, SIGTERM and SIGXFSZ from now on.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     first: watch::Receiver<bool>,
@@ -18,6 +19,8 @@ impl Interrupt {
         let bug = |e: std::io::Error| Error::Bug(format!("signals cannot be heard: {e}"));
         let mut interrupt = signal(SignalKind::interrupt()).map_err(bug)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(bug)?;
+        // Once somebody hears it, it kills no more; the write fails all the same.
+        drop(signal(SignalKind::from_raw(libc::SIGXFSZ)).map_err(bug)?);
         let (heard, first) = watch::channel(false);
         tokio::spawn(async move {
             for _ in 0..2 {
