@@ -124,7 +124,28 @@ campaigns() {
     fi
 }
 
+# Libraries that take much room have an environment of their own.
+large_packages="tensorflow-cpu==2.21.* keras==3.15.* gguf==0.19.* onnx==1.23.* numpy==2.4.* ml_dtypes==0.6.*"
+large_venv=$cache/venv-big
+large_ready() { "$large_venv/bin/python" -c 'import numpy, ml_dtypes, gguf, onnx, keras, tensorflow' >/dev/null 2>&1; }
+need_large() {
+    large_ready && return 0
+    mkdir -p "$cache"
+    # shellcheck disable=SC2086  # the list is words
+    { python3 -m venv "$large_venv" && "$large_venv/bin/pip" install --quiet --disable-pip-version-check $large_packages; } && large_ready
+}
+
 if [ "$what" = all ]; then
+    part "what lands from large libraries"
+    if need_large; then
+        for maker in tensorflow gguf onnx; do
+            "$large_venv/bin/python" "tests/tools/make_$maker.py" "$work/large/$maker" --large
+            "$large_venv/bin/python" tests/tools/check_libraries.py --binary "$binary" "$work/large/$maker"
+        done
+    else
+        not_run "what lands from large libraries (Python packages)"
+    fi
+
     campaigns "" --build
     (
         export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K

@@ -639,6 +639,10 @@ fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Diges
         .iter()
         .any(|e| e.header.kind == EntryKind::Blob);
     field(&[u8::from(has_files)]);
+    // Nothing, where all is taken: such transfers are what they were before one could select.
+    if !source.selection().is_empty() {
+        field(source.selection());
+    }
     crate::plan::first_16(hasher.finalize())
 }
 

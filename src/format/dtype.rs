@@ -25,7 +25,7 @@ macro_rules! dtypes {
                 match self { $(Dtype::$variant => $name,)* }
             }
 
-            /// Width of one element in bits.
+            /// Width of one element in bits; 0 where elements come in blocks.
             pub fn bits(self) -> u64 {
                 match self { $(Dtype::$variant => $bits,)* }
             }
@@ -91,6 +91,10 @@ dtypes! {
     I4 "int4" 8 "V1";
     /// 4-bit unsigned integer, one per byte.
     U4 "uint4" 8 "V1";
+    /// 2-bit signed integer, one per byte.
+    I2 "int2" 8 "V1";
+    /// 2-bit unsigned integer, one per byte.
+    U2 "uint2" 8 "V1";
     /// Raw byte of a type that the source does not name (numpy `V1`).
     V1 "V1" 8 "V1";
     /// Raw four bytes of a type that the source does not name (numpy `V4`).
@@ -101,6 +105,62 @@ dtypes! {
     F6E2m3fn "float6_e2m3fn" 6 "u1";
     /// 6-bit float, packed.
     F6E3m2fn "float6_e3m2fn" 6 "u1";
+    /// 4-bit signed integer, two per byte, the first in the low half.
+    I4Packed "int4_packed" 4 "u1";
+    /// 4-bit unsigned integer, two per byte, the first in the low half.
+    U4Packed "uint4_packed" 4 "u1";
+    /// Blocks of 32 elements in 18 bytes, as GGUF has them.
+    Q4_0 "q4_0" 0 "u1";
+    /// Blocks of 32 elements in 20 bytes, as GGUF has them.
+    Q4_1 "q4_1" 0 "u1";
+    /// Blocks of 32 elements in 22 bytes, as GGUF has them.
+    Q5_0 "q5_0" 0 "u1";
+    /// Blocks of 32 elements in 24 bytes, as GGUF has them.
+    Q5_1 "q5_1" 0 "u1";
+    /// Blocks of 32 elements in 34 bytes, as GGUF has them.
+    Q8_0 "q8_0" 0 "u1";
+    /// Blocks of 32 elements in 40 bytes, as GGUF has them.
+    Q8_1 "q8_1" 0 "u1";
+    /// Blocks of 256 elements in 84 bytes, as GGUF has them.
+    Q2K "q2_k" 0 "u1";
+    /// Blocks of 256 elements in 110 bytes, as GGUF has them.
+    Q3K "q3_k" 0 "u1";
+    /// Blocks of 256 elements in 144 bytes, as GGUF has them.
+    Q4K "q4_k" 0 "u1";
+    /// Blocks of 256 elements in 176 bytes, as GGUF has them.
+    Q5K "q5_k" 0 "u1";
+    /// Blocks of 256 elements in 210 bytes, as GGUF has them.
+    Q6K "q6_k" 0 "u1";
+    /// Blocks of 256 elements in 292 bytes, as GGUF has them.
+    Q8K "q8_k" 0 "u1";
+    /// Blocks of 256 elements in 66 bytes, as GGUF has them.
+    Iq2Xxs "iq2_xxs" 0 "u1";
+    /// Blocks of 256 elements in 74 bytes, as GGUF has them.
+    Iq2Xs "iq2_xs" 0 "u1";
+    /// Blocks of 256 elements in 98 bytes, as GGUF has them.
+    Iq3Xxs "iq3_xxs" 0 "u1";
+    /// Blocks of 256 elements in 50 bytes, as GGUF has them.
+    Iq1S "iq1_s" 0 "u1";
+    /// Blocks of 32 elements in 18 bytes, as GGUF has them.
+    Iq4Nl "iq4_nl" 0 "u1";
+    /// Blocks of 256 elements in 110 bytes, as GGUF has them.
+    Iq3S "iq3_s" 0 "u1";
+    /// Blocks of 256 elements in 82 bytes, as GGUF has them.
+    Iq2S "iq2_s" 0 "u1";
+    /// Blocks of 256 elements in 136 bytes, as GGUF has them.
+    Iq4Xs "iq4_xs" 0 "u1";
+    /// Blocks of 256 elements in 56 bytes, as GGUF has them.
+    Iq1M "iq1_m" 0 "u1";
+    /// Blocks of 256 elements in 54 bytes, as GGUF has them.
+    Tq1_0 "tq1_0" 0 "u1";
+    /// Blocks of 256 elements in 66 bytes, as GGUF has them.
+    Tq2_0 "tq2_0" 0 "u1";
+    /// Blocks of 32 elements in 17 bytes, as GGUF has them.
+    Mxfp4 "mxfp4" 0 "u1";
+    /// Blocks of 64 elements in 36 bytes, as GGUF has them.
+    Nvfp4 "nvfp4" 0 "u1";
+    /// Blocks of 128 elements in 18 bytes, as GGUF has them.
+    Q1_0 "q1_0" 0 "u1";
 }
 
 impl Dtype {
@@ -109,10 +169,40 @@ impl Dtype {
         Dtype::ALL.iter().copied().find(|d| d.name() == name)
     }
 
+    /// Elements and bytes of one block, of a type whose elements come in blocks.
+    pub fn block(self) -> Option<(u64, u64)> {
+        Some(match self {
+            Dtype::Q4_0 | Dtype::Iq4Nl => (32, 18),
+            Dtype::Q4_1 => (32, 20),
+            Dtype::Q5_0 => (32, 22),
+            Dtype::Q5_1 => (32, 24),
+            Dtype::Q8_0 => (32, 34),
+            Dtype::Q8_1 => (32, 40),
+            Dtype::Q2K => (256, 84),
+            Dtype::Q3K | Dtype::Iq3S => (256, 110),
+            Dtype::Q4K => (256, 144),
+            Dtype::Q5K => (256, 176),
+            Dtype::Q6K => (256, 210),
+            Dtype::Q8K => (256, 292),
+            Dtype::Iq2Xxs | Dtype::Tq2_0 => (256, 66),
+            Dtype::Iq2Xs => (256, 74),
+            Dtype::Iq3Xxs => (256, 98),
+            Dtype::Iq1S => (256, 50),
+            Dtype::Iq2S => (256, 82),
+            Dtype::Iq4Xs => (256, 136),
+            Dtype::Iq1M => (256, 56),
+            Dtype::Tq1_0 => (256, 54),
+            Dtype::Mxfp4 => (32, 17),
+            Dtype::Nvfp4 => (64, 36),
+            Dtype::Q1_0 => (128, 18),
+            _ => return None,
+        })
+    }
+
     /// Several elements share a byte: the `.npy` file holds `|u1` of one
     /// dimension and the logical type and shape stand in the manifest only.
     pub fn is_packed(self) -> bool {
-        !self.bits().is_multiple_of(8)
+        !self.bits().is_multiple_of(8) || self.block().is_some()
     }
 
     /// Whether big-endian elements can be described in a `.npy` header.
@@ -139,6 +229,14 @@ impl Dtype {
             return Some(0);
         }
         let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d))?;
+        if let Some((block_len, block_bytes)) = self.block() {
+            // Blocks do not go on from one row to the next.
+            let row_len = shape.last().copied().unwrap_or(1);
+            return match row_len % block_len {
+                0 => (count / block_len).checked_mul(block_bytes),
+                _ => None,
+            };
+        }
         let bits = u128::from(count) * u128::from(self.bits());
         if bits % 8 != 0 {
             return None;
@@ -185,5 +283,10 @@ mod tests {
         assert_eq!(Dtype::F4E2m1fn.byte_len(&[3, 2]), Some(3));
         assert_eq!(Dtype::F4E2m1fn.byte_len(&[3]), None);
         assert_eq!(Dtype::F6E2m3fn.byte_len(&[4]), Some(3));
+        assert_eq!(Dtype::Q8_0.byte_len(&[4, 64]), Some(4 * 68));
+        assert_eq!(Dtype::Q8_0.byte_len(&[64, 4]), None);
+        assert_eq!(Dtype::Q6K.byte_len(&[1 << 40, 1 << 40]), None);
+        assert_eq!(Dtype::Q6K.byte_len(&[]), None);
+        assert!(Dtype::Q6K.is_packed() && Dtype::Q6K.npy_descr(false) == "|u1");
     }
 }

@@ -11,13 +11,16 @@
 )]
 
 mod chunk;
+mod gguf;
 mod input;
 mod journal;
 mod npy;
+mod onnx;
 mod receiver_frames;
 mod roles;
 mod safetensors;
 mod sender_frames;
+mod tensorflow;
 
 #[cfg(test)]
 mod mutate;
@@ -27,9 +30,12 @@ mod seeds;
 mod tests;
 
 pub use chunk::chunk;
+pub use gguf::gguf;
 pub use journal::journal;
 pub use npy::npy;
+pub use onnx::onnx;
 pub use receiver_frames::receiver_frames;
 pub use roles::roles;
 pub use safetensors::safetensors;
 pub use sender_frames::sender_frames;
+pub use tensorflow::{saved_model, tensorflow_graph, tensorflow_index};

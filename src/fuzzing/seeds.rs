@@ -91,6 +91,101 @@ pub(super) fn safetensors_seeds() -> Seeds {
     ]
 }
 
+/// A part of a fixture: what real libraries wrote.
+fn fixture(path: &str, range: std::ops::Range<usize>) -> Vec<u8> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let bytes = std::fs::read(root.join(path)).unwrap();
+    bytes[range.start.min(bytes.len())..range.end.min(bytes.len())].to_vec()
+}
+
+pub(super) fn tensorflow_index_seeds() -> Seeds {
+    let index = |path: &str| fixture(&format!("tensorflow/{path}.index"), 0..usize::MAX);
+    vec![
+        ("dtypes", index("dtypes/ckpt")),
+        ("sharded", index("sharded/model.ckpt-3")),
+        ("many", index("many/ckpt")),
+        ("keras", index("keras_checkpoint/ckpt-2")),
+        (
+            "version_1",
+            fixture("tensorflow/version_1/model.ckpt", 0..usize::MAX),
+        ),
+    ]
+}
+
+pub(super) fn tensorflow_graph_seeds() -> Seeds {
+    // The graph is the first tensor of these, for the names of all others come later.
+    let module = "tensorflow/module_checkpoint/ckpt.data-00000-of-00001";
+    let keras = "tensorflow/keras_checkpoint/ckpt-2.data-00000-of-00001";
+    vec![
+        ("module", graph_of(&fixture(module, 0..usize::MAX))),
+        ("keras", graph_of(&fixture(keras, 0..usize::MAX))),
+    ]
+}
+
+pub(super) fn gguf_seeds() -> Seeds {
+    let header = |path: &str| fixture(&format!("gguf/{path}/model.gguf"), 0..4000);
+    vec![
+        ("plain", header("plain")),
+        ("quantised", header("quantised")),
+    ]
+}
+
+pub(super) fn onnx_seeds() -> Seeds {
+    let model = |path: &str| fixture(&format!("onnx/{path}/model.onnx"), 0..4000);
+    vec![("types", model("types")), ("outside", model("outside"))]
+}
+
+/// The graph of objects in the data of a checkpoint: the bytes that read as one.
+fn graph_of(data: &[u8]) -> Vec<u8> {
+    use crate::source::protobuf::{take, varint};
+    let text_at = |at: usize| {
+        let mut rest = &data[at..];
+        let len = varint(&mut rest).ok()?;
+        take(&mut rest, 4).ok()?;
+        let text = take(&mut rest, len).ok()?;
+        (len > 16 && crate::source::tensorflow::graph::Graph::parse(text).is_ok())
+            .then(|| text.to_vec())
+    };
+    (0..data.len())
+        .filter_map(text_at)
+        .max_by_key(Vec::len)
+        .unwrap()
+}
+
+pub(super) fn saved_model_seeds() -> Seeds {
+    // Only the graph of objects counts, and that stands in the middle of the file.
+    let nodes = |path: &str| {
+        use crate::source::protobuf::Fields;
+        let bytes = fixture(path, 0..usize::MAX);
+        let field = |message: &[u8], number| {
+            let fields = Fields::new(message).map(Result::unwrap);
+            let found = fields.filter(|field| field.number == number).last();
+            found.unwrap().value.bytes().unwrap().to_vec()
+        };
+        let wrap = |number: u8, message: &[u8]| {
+            let mut out = vec![number << 3 | 2];
+            let mut len = message.len();
+            while len >= 0x80 {
+                out.push(len as u8 | 0x80);
+                len >>= 7;
+            }
+            out.push(len as u8);
+            [out, message.to_vec()].concat()
+        };
+        wrap(2, &wrap(7, &field(&field(&bytes, 2), 7)))
+    };
+    vec![
+        (
+            "keras",
+            nodes("tensorflow/keras_export/model/saved_model.pb"),
+        ),
+        (
+            "module",
+            nodes("tensorflow/module_export/model/saved_model.pb"),
+        ),
+    ]
+}
+
 fn open() -> SenderFrame {
     SenderFrame::Open(Box::new(Open {
         checkpoint: "run7/step-900".parse().unwrap(),

@@ -101,6 +101,37 @@ fn safetensors_headers() {
 }
 
 #[test]
+fn gguf_headers() {
+    feed("gguf", super::gguf, seeds::gguf_seeds());
+}
+
+#[test]
+fn onnx_models() {
+    feed("onnx", super::onnx, seeds::onnx_seeds());
+}
+
+#[test]
+fn tensorflow_indexes() {
+    let seeds = seeds::tensorflow_index_seeds();
+    feed("tensorflow_index", super::tensorflow_index, seeds);
+}
+
+#[test]
+fn tensorflow_graphs() {
+    let seeds = seeds::tensorflow_graph_seeds();
+    feed("tensorflow_graph", super::tensorflow_graph, seeds);
+}
+
+#[test]
+fn saved_models() {
+    feed(
+        "saved_model",
+        super::saved_model,
+        seeds::saved_model_seeds(),
+    );
+}
+
+#[test]
 fn streams_of_sender_frames() {
     feed(
         "sender_frames",

@@ -1,11 +1,15 @@
 //! Collects what the readers find, under the rules for every checkpoint.
 
 use super::files::{FileTable, OpenFile};
-use super::{Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, folder, sniff};
+use super::{
+    Composed, Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, folder,
+    selection, slabs::Slabs, sniff, tensorflow,
+};
 use crate::plan::{EntryHeader, MAX_ALIASES, MAX_ENTRIES, PlanError, clip};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// See [`SourceSet::open`].
 pub(super) fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceSet, SourceError> {
@@ -15,6 +19,8 @@ pub(super) fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceS
     };
     let mut canonical_roots = Vec::new();
     for path in paths {
+        // The name of a TensorFlow checkpoint is the beginning of the names of its files.
+        let path = &tensorflow::index_of_prefix(path).unwrap_or_else(|| path.clone());
         let io = |op| move |source| SourceError::io(op, path, source);
         canonical_roots.push(fs::canonicalize(path).map_err(io("resolve"))?);
         if fs::metadata(path).map_err(io("stat"))?.is_dir() {
@@ -24,7 +30,7 @@ pub(super) fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceS
         }
     }
     canonical_roots.sort();
-    builder.finish(canonical_roots)
+    builder.finish(canonical_roots, options)
 }
 
 /// A checkpoint in the making.
@@ -69,24 +75,123 @@ impl Builder {
         file_index: u32,
         file_offset: u64,
     ) -> Result<&mut SourceEntry, SourceError> {
+        let byte_len = header.byte_len;
+        self.add_runs(header, &[(byte_len, file_index, file_offset)])
+    }
+
+    /// Adds an entry whose bytes are these runs, one after the other: length, file and
+    /// offset of each.
+    pub(super) fn add_runs(
+        &mut self,
+        header: EntryHeader,
+        runs: &[(u64, u32, u64)],
+    ) -> Result<&mut SourceEntry, SourceError> {
+        header.check()?;
+        let mut pieces = Vec::with_capacity(runs.len());
+        let mut sources = Vec::new();
+        let mut dst_offset = 0u64;
+        for &(byte_len, file_index, file_offset) in runs {
+            self.check_run(&header, byte_len, file_index, file_offset)?;
+            if !sources.contains(&file_index) {
+                sources.push(file_index);
+            }
+            if byte_len > 0 {
+                pieces.push(Piece {
+                    file_index,
+                    file_offset,
+                    byte_len,
+                    dst_offset,
+                });
+                dst_offset = dst_offset.saturating_add(byte_len);
+            }
+        }
+        if dst_offset != header.byte_len {
+            return Err(PlanError::Shape {
+                name: clip(&header.name),
+                why: format!(
+                    "its parts have {dst_offset} bytes, it has {}",
+                    header.byte_len
+                ),
+            }
+            .into());
+        }
+        let entry = self.admit(header)?;
+        (entry.pieces, entry.sources) = (pieces, sources);
+        Ok(entry)
+    }
+
+    /// Adds a tensor that is put together of boxes.
+    pub(super) fn add_slabs(
+        &mut self,
+        header: EntryHeader,
+        slabs: Slabs,
+    ) -> Result<&mut SourceEntry, SourceError> {
+        let mut sources = Vec::new();
+        for slab in slabs.slabs() {
+            let byte_len = slab.shape.iter().product();
+            self.check_run(&header, byte_len, slab.file_index, slab.file_offset)?;
+            if !sources.contains(&slab.file_index) {
+                sources.push(slab.file_index);
+            }
+        }
+        let entry = self.admit(header)?;
+        entry.composed = Some(Arc::new(Composed::Slabs(slabs)));
+        entry.sources = sources;
+        Ok(entry)
+    }
+
+    /// Adds a tensor whose bytes were made of others in this file, as many as it has.
+    pub(super) fn add_memory(
+        &mut self,
+        header: EntryHeader,
+        bytes: Vec<u8>,
+        file_index: u32,
+    ) -> Result<&mut SourceEntry, SourceError> {
+        if bytes.len() as u64 != header.byte_len {
+            return Err(PlanError::Shape {
+                name: clip(&header.name),
+                why: format!(
+                    "{} bytes were made for it, it has {}",
+                    bytes.len(),
+                    header.byte_len
+                ),
+            }
+            .into());
+        }
+        let entry = self.admit(header)?;
+        entry.composed = Some(Arc::new(Composed::Memory(bytes)));
+        entry.sources = vec![file_index];
+        Ok(entry)
+    }
+
+    /// A run lies in its file.
+    fn check_run(
+        &self,
+        header: &EntryHeader,
+        byte_len: u64,
+        file_index: u32,
+        file_offset: u64,
+    ) -> Result<(), SourceError> {
+        let file_len = self.files.byte_len(file_index);
+        let end = file_offset.checked_add(byte_len);
+        if end.is_some_and(|end| end <= file_len) {
+            return Ok(());
+        }
+        let path = self.files.paths().swap_remove(file_index as usize);
+        let why = format!(
+            "entry {:?} has {byte_len} bytes at {file_offset}, the file has {file_len}",
+            clip(&header.name),
+        );
+        Err(SourceError::malformed(&path, why))
+    }
+
+    /// Adds an entry whose bytes have no place yet.
+    fn admit(&mut self, header: EntryHeader) -> Result<&mut SourceEntry, SourceError> {
         header.check()?;
         let count = (self.tensors.len() + self.blobs.len()) as u64 + 1;
         if count > MAX_ENTRIES {
             let (what, found, limit) = ("entries of one checkpoint", count, MAX_ENTRIES);
             return Err(PlanError::TooMany { what, found, limit }.into());
-        }
-        let byte_len = header.byte_len;
-        let file_len = self.files.byte_len(file_index);
-        if file_offset
-            .checked_add(byte_len)
-            .is_none_or(|end| end > file_len)
-        {
-            let path = self.files.paths().swap_remove(file_index as usize);
-            let why = format!(
-                "entry {:?} has {byte_len} bytes at {file_offset}, the file has {file_len}",
-                clip(&header.name),
-            );
-            return Err(SourceError::malformed(&path, why));
         }
         if !self.names.insert(header.name.clone()) {
             return Err(PlanError::Duplicate {
@@ -94,12 +199,6 @@ impl Builder {
             }
             .into());
         }
-        let piece = Piece {
-            file_index,
-            file_offset,
-            byte_len,
-            dst_offset: 0,
-        };
         let list = match header.dtype() {
             Some(_) => &mut self.tensors,
             None => &mut self.blobs,
@@ -110,12 +209,10 @@ impl Builder {
             aliases: Vec::new(),
             crc32c: None,
             trainable: None,
-            sources: vec![file_index],
-            pieces: if byte_len == 0 {
-                Vec::new()
-            } else {
-                vec![piece]
-            },
+            is_optimizer: false,
+            sources: Vec::new(),
+            pieces: Vec::new(),
+            composed: None,
         });
         let last = list.len() - 1;
         Ok(&mut list[last])
@@ -130,9 +227,28 @@ impl Builder {
         Ok(())
     }
 
-    fn finish(mut self, canonical_roots: Vec<PathBuf>) -> Result<SourceSet, SourceError> {
+    fn finish(
+        mut self,
+        canonical_roots: Vec<PathBuf>,
+        options: &SourceOptions,
+    ) -> Result<SourceSet, SourceError> {
         self.blobs.sort_by(|a, b| a.header.name.cmp(&b.header.name));
+        let selection = selection::identity(options);
         let mut entries = self.tensors;
+        if !selection.is_empty() {
+            entries = selection::select(entries, options)?;
+            let mut names = HashSet::new();
+            if let Some(twice) = entries.iter().find(|e| !names.insert(&e.header.name)) {
+                return Err(PlanError::Duplicate {
+                    name: clip(&twice.header.name),
+                }
+                .into());
+            }
+            if entries.is_empty() {
+                let why = "no tensor is left".to_owned();
+                return Err(SourceError::Selection { why });
+            }
+        }
         entries.append(&mut self.blobs);
         let mut total_bytes = 0u64;
         for entry in &entries {
@@ -161,6 +277,7 @@ impl Builder {
             total_bytes,
             files: self.files,
             canonical_roots,
+            selection,
         })
     }
 }

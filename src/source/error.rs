@@ -60,6 +60,12 @@ pub enum SourceError {
         /// Bytes of the entry.
         byte_len: u64,
     },
+    /// What the options select is not there.
+    #[error("nothing fits what was asked for: {why}")]
+    Selection {
+        /// Which pattern or wish.
+        why: String,
+    },
     /// Names or sizes break the rules for every checkpoint.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -75,7 +81,35 @@ pub enum SourceError {
     },
 }
 
+/// Bytes of a format break its rules; which file they are from is known elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ContentError {
+    #[error("{0}")]
+    Malformed(String),
+    #[error("{name:?}: {why}")]
+    Unsupported { name: String, why: String },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl ContentError {
+    pub(super) fn unsupported(name: &str, why: impl Into<String>) -> Self {
+        ContentError::Unsupported {
+            name: crate::plan::clip(name),
+            why: why.into(),
+        }
+    }
+}
+
 impl SourceError {
+    pub(super) fn content(path: &Path, error: ContentError) -> Self {
+        match error {
+            ContentError::Malformed(why) => SourceError::malformed(path, why),
+            ContentError::Unsupported { name, why } => SourceError::unsupported(path, &name, why),
+            ContentError::Plan(error) => SourceError::Plan(error),
+        }
+    }
+
     pub(super) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {

@@ -76,6 +76,26 @@ impl OpenFile {
         self.stamp.size
     }
 
+    /// `len` bytes from `offset`, all of which must be there. The buffer is never longer
+    /// than the file.
+    pub(super) fn range(&self, offset: u64, len: u64) -> Result<Vec<u8>, SourceError> {
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= self.stamp.size);
+        let len = end.and_then(|_| usize::try_from(len).ok()).ok_or_else(|| {
+            let why = format!(
+                "{len} bytes at {offset} are wanted, it has {}",
+                self.stamp.size
+            );
+            SourceError::malformed(&self.canonical, why)
+        })?;
+        let mut bytes = vec![0; len];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(|error| read_error(&self.canonical, error))?;
+        Ok(bytes)
+    }
+
     /// `len` bytes from the start, or all when there are fewer. The buffer is
     /// never longer than the file.
     pub(super) fn prefix(&self, len: u64) -> Result<Vec<u8>, SourceError> {

@@ -1,7 +1,10 @@
 //! A folder: one checkpoint, in whatever format its files are.
 
 use super::sniff::{self, Kind};
-use super::{SourceError, builder::Builder, files::OpenFile, landed, npy, safetensors, sharded};
+use super::{
+    SourceError, builder::Builder, files::OpenFile, gguf, landed, npy, onnx, safetensors, sharded,
+    tensorflow,
+};
 use crate::plan::EntryHeader;
 use sharded::Index;
 use std::collections::HashSet;
@@ -10,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 /// Longest side file in bytes.
 const MAX_SIDE_LEN: u64 = 64 << 20;
+
+/// Bytes of the file `checkpoint` that are looked at.
+const MAX_STATE_LEN: u64 = 1 << 20;
 
 /// A regular file directly in the folder.
 struct Listed {
@@ -25,6 +31,13 @@ pub(super) fn load(folder: &Path, builder: &mut Builder) -> Result<(), SourceErr
         return Ok(());
     }
     let files = list(folder, builder)?;
+    if tensorflow::saved_model::load(folder, builder)? {
+        return add_side_files(files.iter(), builder);
+    }
+    if let Some(index) = latest_tensorflow(folder, &files)? {
+        tensorflow::load(&index, &OpenFile::open(&index)?, builder)?;
+        return add_side_files(beside_tensorflow(&files)?.into_iter(), builder);
+    }
     match choose_index(folder, &files)? {
         Some((path, index)) => {
             index.load(&path, folder, builder)?;
@@ -40,7 +53,7 @@ pub(super) fn load(folder: &Path, builder: &mut Builder) -> Result<(), SourceErr
 
 /// Without an index: every file for itself.
 fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(), SourceError> {
-    let mut rest = Vec::new();
+    let (mut rest, mut tables) = (Vec::new(), Vec::new());
     let canonical_folder =
         fs::canonicalize(folder).map_err(|error| SourceError::io("resolve", folder, error))?;
     for listed in files {
@@ -51,15 +64,32 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
         match sniff::kind(&file)? {
             Kind::Npy => npy::load(&listed.path, &file, builder)?,
             Kind::Safetensors => safetensors::load(&file, builder)?,
+            Kind::Gguf => gguf::load(&file, builder)?,
+            Kind::Onnx => onnx::load(&listed.path, &file, builder)?,
+            Kind::Tensorflow => tables.push(listed),
             Kind::Other => {
                 sniff::check_extension(&listed.path, &file)?;
                 rest.push(listed);
             }
         }
     }
+    match tables[..] {
+        [] => {}
+        [table] => {
+            tensorflow::load(&table.path, &OpenFile::open(&table.path)?, builder)?;
+            rest.retain(|listed| !tensorflow::is_data_name(&listed.name));
+        }
+        [first, second, ..] => {
+            let why = format!(
+                "it holds several TensorFlow checkpoints, {} and {}: name the one to take",
+                first.name, second.name
+            );
+            return Err(SourceError::malformed(folder, why));
+        }
+    }
     if rest.len() == files.len() {
         let looked_at = format!(
-            "manifest.json, *.index.json and the first bytes of {} files directly in it",
+            "manifest.json, saved_model.pb, checkpoint, *.index.json and the first bytes of {} files directly in it",
             files.len()
         );
         return Err(SourceError::Unknown {
@@ -68,6 +98,29 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
         });
     }
     add_side_files(rest.into_iter(), builder)
+}
+
+/// The checkpoint that a folder of TensorFlow checkpoints names as its latest.
+fn latest_tensorflow(folder: &Path, files: &[Listed]) -> Result<Option<PathBuf>, SourceError> {
+    let Some(state) = files.iter().find(|listed| listed.name == "checkpoint") else {
+        return Ok(None);
+    };
+    let text = OpenFile::open(&state.path)?.prefix(MAX_STATE_LEN)?;
+    tensorflow::state::latest_index(folder, &String::from_utf8_lossy(&text))
+}
+
+/// The files of a folder that belong to none of its TensorFlow checkpoints.
+fn beside_tensorflow(files: &[Listed]) -> Result<Vec<&Listed>, SourceError> {
+    let mut beside = Vec::new();
+    for listed in files {
+        let is_part = listed.name == "checkpoint"
+            || tensorflow::is_data_name(&listed.name)
+            || tensorflow::is_index(&OpenFile::open(&listed.path)?)?;
+        if !is_part {
+            beside.push(listed);
+        }
+    }
+    Ok(beside)
 }
 
 /// The index whose shards are meant, if there is one.

@@ -96,8 +96,10 @@ impl GrowingSource {
             aliases: Vec::new(),
             crc32c: None,
             trainable: None,
+            is_optimizer: false,
             sources: Vec::new(),
             pieces: Vec::new(),
+            composed: None,
         };
         self.change(|inner| {
             let sources = vec![inner.number_of(&state)?];

@@ -5,6 +5,10 @@
 //! |---|---|---|
 //! | `npy` | one or more `.npy` files | `npy` |
 //! | `safetensors` | one file, several, or shards with an index | [`safetensors`], `sharded` |
+//! | `tf-bundle` | a TensorFlow checkpoint (version 2) | `tensorflow` |
+//! | `savedmodel` | a TensorFlow SavedModel | `tensorflow` |
+//! | `gguf` | a GGUF file, quantised or not | `gguf` |
+//! | `onnx` | the initializers of a model, also beside it | `onnx` |
 //! | `tensorferry` | a folder that this program has written | `landed` |
 //!
 //! Files are recognised by content, not by extension.
@@ -14,24 +18,33 @@ mod error;
 mod files;
 mod fingerprint;
 mod folder;
+pub(crate) mod gguf;
 mod growing;
 mod landed;
 mod mapped;
 mod npy;
+pub(crate) mod onnx;
+pub(crate) mod protobuf;
 pub mod safetensors;
+mod selection;
 mod sharded;
+mod slabs;
 mod sniff;
+pub(crate) mod tensorflow;
 
 pub use error::SourceError;
 pub use growing::GrowingSource;
 pub(crate) use growing::{InPlace, Supply};
 pub(crate) use mapped::MappedRun;
 pub use mapped::ReadMode;
+pub use selection::Rename;
 
 use crate::plan::{EntryHeader, SourceState};
 use files::FileTable;
+use slabs::Slabs;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What to take from a source.
 #[derive(Clone, Debug)]
@@ -39,12 +52,25 @@ use std::path::{Path, PathBuf};
 pub struct SourceOptions {
     /// Take the other files of a folder along as blobs.
     pub include_files: bool,
+    /// Take only tensors whose names fit one of these patterns, in which `*` stands for
+    /// any text and `?` for one character; all where there are none. Each must fit one.
+    pub include: Vec<String>,
+    /// Leave out tensors whose names fit one of these patterns.
+    pub exclude: Vec<String>,
+    /// Take only what the source says is trainable, in the order of its model.
+    pub trainable: bool,
+    /// New names: the first that fits counts.
+    pub rename: Vec<Rename>,
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
         SourceOptions {
             include_files: true,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            trainable: false,
+            rename: Vec::new(),
         }
     }
 }
@@ -76,6 +102,7 @@ pub struct SourceSet {
     total_bytes: u64,
     files: FileTable,
     canonical_roots: Vec<PathBuf>,
+    selection: Vec<u8>,
 }
 
 /// A tensor or side file and where its bytes are.
@@ -92,10 +119,38 @@ pub struct SourceEntry {
     pub crc32c: Option<u32>,
     /// Whether the tensor is trainable, where the source says so.
     pub trainable: Option<bool>,
+    /// State of an optimizer, where the source says so.
+    pub is_optimizer: bool,
     /// Numbers of the files that the bytes come from.
     pub sources: Vec<u32>,
-    /// Runs of bytes that tile the entry, in order.
+    /// Runs of bytes that tile the entry, in order; none where it is put together.
     pub(crate) pieces: Vec<Piece>,
+    /// How its bytes are put together where they are no runs of a file.
+    pub(crate) composed: Option<Arc<Composed>>,
+}
+
+/// Bytes of an entry that are not found as they are in runs of files, so that reading
+/// them copies.
+#[derive(Debug)]
+pub(crate) enum Composed {
+    /// Boxes that are scattered over the entry.
+    Slabs(Slabs),
+    /// Bytes that stand for others in the source.
+    Memory(Vec<u8>),
+}
+
+impl Composed {
+    fn read(&self, files: &FileTable, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        match self {
+            Composed::Slabs(slabs) => slabs.read(files, offset, buf),
+            Composed::Memory(bytes) => {
+                let rest = bytes.get(offset as usize..).unwrap_or_default();
+                let len = rest.len().min(buf.len());
+                buf[..len].copy_from_slice(&rest[..len]);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// A run of bytes of one file that is a run of bytes of an entry.
@@ -154,7 +209,7 @@ impl SourceSet {
         builder::open(&paths, options)
     }
 
-    /// `npy`, `safetensors` or `tensorferry`; `mixed` for several.
+    /// `npy`, `safetensors`, `tf-bundle`, `savedmodel`, `gguf`, `onnx` or `tensorferry`; `mixed` for several.
     pub fn format(&self) -> &str {
         self.format
     }
@@ -179,6 +234,12 @@ impl SourceSet {
         self.total_bytes
     }
 
+    /// Bytes of entries that are put together by copying when they are read.
+    pub fn composed_bytes(&self) -> u64 {
+        let composed = self.entries.iter().filter(|e| e.composed.is_some());
+        composed.map(|e| e.header.byte_len).sum()
+    }
+
     /// The state of every source file, by file number.
     pub fn states(&self) -> &[SourceState] {
         self.files.states()
@@ -192,6 +253,11 @@ impl SourceSet {
     /// The canonical paths of what [`SourceSet::open`] was given, sorted.
     pub fn canonical_roots(&self) -> &[PathBuf] {
         &self.canonical_roots
+    }
+
+    /// Stands for what the options select; empty where they take everything.
+    pub(crate) fn selection(&self) -> &[u8] {
+        &self.selection
     }
 
     /// Fills `buf` with the bytes of an entry from `offset` on.
@@ -208,7 +274,14 @@ impl SourceSet {
     ) -> Result<(), SourceError> {
         let mut spans = Vec::with_capacity(1);
         self.locate(entry_index, offset, buf.len() as u64, &mut spans)?;
-        self.read_spans(&spans, buf)
+        match self.composed(entry_index) {
+            Some(composed) => composed.read(&self.files, offset, buf),
+            None => self.read_spans(&spans, buf),
+        }
+    }
+
+    fn composed(&self, entry_index: usize) -> Option<&Composed> {
+        self.entries.get(entry_index)?.composed.as_deref()
     }
 
     /// Fills `buf` with these runs one after the other. Runs that follow each other in
@@ -218,12 +291,31 @@ impl SourceSet {
         extents: impl Iterator<Item = Extent>,
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
-        let mut spans = Vec::new();
+        let (mut spans, mut spans_len) = (Vec::new(), 0);
+        let mut rest = buf;
         for extent in extents {
             let len = u64::from(extent.len);
             self.locate(extent.entry_index, extent.offset, len, &mut spans)?;
+            let len = extent.len as usize;
+            let Some(composed) = self.composed(extent.entry_index) else {
+                spans_len += len;
+                continue;
+            };
+            let too_long = || SourceError::Range {
+                name: extent.entry_index.to_string(),
+                offset: extent.offset,
+                len: len as u64,
+                byte_len: 0,
+            };
+            let (now, later) = rest.split_at_mut_checked(spans_len).ok_or_else(too_long)?;
+            self.read_spans(&spans, now)?;
+            let (now, later) = later.split_at_mut_checked(len).ok_or_else(too_long)?;
+            composed.read(&self.files, extent.offset, now)?;
+            rest = later;
+            spans.clear();
+            spans_len = 0;
         }
-        self.read_spans(&spans, buf)
+        self.read_spans(&spans, rest)
     }
 
     /// Adds the places of a run of bytes of an entry.

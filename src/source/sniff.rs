@@ -1,7 +1,7 @@
 //! Tells formats apart by the first bytes of a file.
 
 use super::files::OpenFile;
-use super::{SourceError, builder::Builder, npy, safetensors, sharded};
+use super::{SourceError, builder::Builder, gguf, npy, onnx, safetensors, sharded, tensorflow};
 use crate::format;
 use std::path::Path;
 
@@ -13,6 +13,10 @@ const PREFIX_LEN: u64 = 4096;
 pub(super) enum Kind {
     Npy,
     Safetensors,
+    Gguf,
+    Onnx,
+    /// The index of a TensorFlow checkpoint.
+    Tensorflow,
     Other,
 }
 
@@ -21,8 +25,14 @@ pub(super) fn kind(file: &OpenFile) -> Result<Kind, SourceError> {
     let prefix = file.prefix(PREFIX_LEN)?;
     Ok(if prefix.starts_with(format::npy::MAGIC) {
         Kind::Npy
+    } else if prefix.starts_with(gguf::MAGIC) {
+        Kind::Gguf
     } else if safetensors::sniff(&prefix) {
         Kind::Safetensors
+    } else if tensorflow::is_index(file)? {
+        Kind::Tensorflow
+    } else if onnx::is_model(file)? {
+        Kind::Onnx
     } else {
         Kind::Other
     })
@@ -34,6 +44,9 @@ pub(super) fn load_file(path: &Path, builder: &mut Builder) -> Result<(), Source
     match kind(&file)? {
         Kind::Npy => npy::load(path, &file, builder),
         Kind::Safetensors => safetensors::load(&file, builder),
+        Kind::Gguf => gguf::load(&file, builder),
+        Kind::Onnx => onnx::load(path, &file, builder),
+        Kind::Tensorflow => tensorflow::load(path, &file, builder),
         Kind::Other if sharded::is_index_name(path) => sharded::load_index(path, builder),
         Kind::Other => Err(SourceError::Unknown {
             path: path.to_owned(),
@@ -59,20 +72,30 @@ fn looks(file: &OpenFile) -> Result<String, SourceError> {
     if prefix.is_empty() {
         return Ok("it is empty".to_owned());
     }
-    let known: [(&[u8], &str); 5] = [
+    let known: [(&[u8], &str); 4] = [
         (
             b"version https://git-lfs",
             "a git lfs pointer instead of the content",
         ),
         (b"PK\x03\x04", "a zip archive: npz, keras or pytorch"),
         (b"\x89HDF\r\n\x1a\n", "hdf5"),
-        (b"GGUF", "gguf"),
         (b"\x80\x02", "a python pickle"),
     ];
     let hint = known
         .iter()
         .find(|(magic, _)| prefix.starts_with(magic))
         .map_or("", |(_, n)| n);
+    let name = file
+        .path()
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let hint = match hint {
+        "" if tensorflow::is_data_name(&name) => {
+            "data of a TensorFlow checkpoint by its name: name its .index, or both without their endings"
+        }
+        hint => hint,
+    };
     let colon = if hint.is_empty() { "" } else { ": " };
     let hex: Vec<String> = prefix.iter().take(8).map(|b| format!("{b:02x}")).collect();
     Ok(format!(

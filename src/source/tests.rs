@@ -153,6 +153,7 @@ fn a_folder_is_sniffed_and_side_files_come_along() {
 
     let plain = SourceOptions {
         include_files: false,
+        ..SourceOptions::default()
     };
     let set = SourceSet::open(&[folder.path().to_owned()], &plain).unwrap();
     assert_eq!((names(&set).len(), set.skipped().len()), (2, 0));

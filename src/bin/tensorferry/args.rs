@@ -12,6 +12,7 @@ use tensorferry::{
     format::codec::CodecChoice,
     measure::rehearsal::Rehearsal,
     protocol::{CommitMode, Layout},
+    source::{Rename, SourceOptions},
 };
 
 const EXAMPLES: &str = "\
@@ -183,8 +184,9 @@ impl From<WriteArg> for WriteMode {
 /// Send a checkpoint; run it again to resume
 ///
 /// SRC is a .safetensors file, a *.index.json with its shards, a .npy file, a
-/// folder of these, or a folder that tensorferry has written. Several make one
-/// checkpoint. A folder's other files (config.json, tokenizer) go along.
+/// TensorFlow checkpoint (its name without an ending, its .index, or a folder of
+/// them), a SavedModel, a folder of these, or a folder that tensorferry has written.
+/// Several make one checkpoint. A folder's other files (config.json, tokenizer) go along.
 ///
 /// DEST is ferry://HOST[:PORT]/NAME, or HOST:NAME (port 7744), or a local folder;
 /// a local folder with a colon in its name is written ./a:b. A slash at the end
@@ -198,6 +200,8 @@ Examples:
   tensorferry push model/ out/model                   local: the same path, nothing to set up
   tensorferry push model.safetensors lab:run7 -n      what would be sent, contacting nobody
   tensorferry push ckpt/ ferry://lab:7744/run7 --overwrite
+  tensorferry push ckpt/ lab:run7 --trainable         the trained variables, without the optimizer
+  tensorferry push ckpt/ lab:run7 --include 'decoder/*' --rename 'decoder/*=*'
   tensorferry push ckpt/ lab:run7 --format json | tail -1")]
 pub(crate) struct PushArgs {
     /// Files and folders that make up the checkpoint
@@ -206,7 +210,8 @@ pub(crate) struct PushArgs {
     /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
     #[arg(value_name = "DEST")]
     pub(crate) dest: OsString,
-    /// Show names, dtypes, shapes and bytes; write nothing and contact nobody
+    /// Show which tensor becomes which file, and how many bytes are left to send; write
+    /// nothing and contact nobody
     #[arg(short = 'n', long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_DRY_RUN")]
     pub(crate) dry_run: bool,
     /// Replace a published checkpoint of the same name
@@ -221,6 +226,8 @@ pub(crate) struct PushArgs {
     /// Leave a folder's other files (config.json, tokenizer) behind
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_NO_FILES")]
     pub(crate) no_files: bool,
+    #[command(flatten)]
+    pub(crate) select: SelectArgs,
     /// How the files are named
     #[arg(long, value_enum, default_value = "named", env = "TENSORFERRY_LAYOUT")]
     pub(crate) layout: LayoutArg,
@@ -272,6 +279,44 @@ pub(crate) struct PushArgs {
     /// Memory for chunks on their way; a local DEST gives half to each side
     #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
     pub(crate) budget: u64,
+}
+
+/// Which tensors are taken, and what they are called.
+#[derive(Debug, Args)]
+pub(crate) struct SelectArgs {
+    /// Take only tensors with names like this; `*` is any text, `?` one character. May
+    /// be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_INCLUDE")]
+    include: Vec<String>,
+    /// Leave out tensors with names like this; may be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_EXCLUDE")]
+    exclude: Vec<String>,
+    /// Take only what the source says is trainable, in the order of its model
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_TRAINABLE")]
+    trainable: bool,
+    /// Give tensors other names: `*` in OLD is any text, and each `*` in NEW is that
+    /// text again. The first that fits counts; may be given several times
+    #[arg(long, value_name = "OLD=NEW", env = "TENSORFERRY_RENAME")]
+    rename: Vec<Rename>,
+}
+
+impl SelectArgs {
+    /// Whether anything is asked for.
+    pub(crate) fn is_given(&self) -> bool {
+        self.trainable
+            || !(self.include.is_empty() && self.exclude.is_empty() && self.rename.is_empty())
+    }
+
+    /// The same for the library.
+    pub(crate) fn options(self, include_files: bool) -> SourceOptions {
+        let mut options = SourceOptions::default();
+        options.include_files = include_files;
+        options.include = self.include;
+        options.exclude = self.exclude;
+        options.trainable = self.trainable;
+        options.rename = self.rename;
+        options
+    }
 }
 
 /// File names on the receiver.
@@ -383,6 +428,8 @@ pub(crate) struct InspectArgs {
     /// where no such file exists
     #[arg(required = true, value_name = "SRC")]
     pub(crate) src: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) select: SelectArgs,
 }
 
 /// Re-read landed checkpoints and compare every byte with the manifest

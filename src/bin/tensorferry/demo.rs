@@ -91,7 +91,7 @@ async fn play(
         Some(path) => path,
         None => make_source(dir, interrupt, output).await?,
     };
-    let source = entries::open(vec![source_path.clone()], true).await?;
+    let source = entries::open(vec![source_path.clone()], Default::default()).await?;
     entries::tell_skipped(&source, output);
     let (tensors, files) = entries::counts(&source);
     output.human(&format!(

@@ -20,6 +20,12 @@ struct TensorEvent<'a> {
     big_endian: bool,
     aliases: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
+    source_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trainable: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optimizer: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
 }
 
@@ -48,14 +54,9 @@ struct TotalEvent<'a> {
 /// Opens a source where it may block on the disk.
 pub(crate) async fn open(
     paths: Vec<PathBuf>,
-    include_files: bool,
+    options: SourceOptions,
 ) -> Result<Arc<SourceSet>, Failure> {
-    let opened = tokio::task::spawn_blocking(move || {
-        let mut options = SourceOptions::default();
-        options.include_files = include_files;
-        SourceSet::open(&paths, &options)
-    })
-    .await;
+    let opened = tokio::task::spawn_blocking(move || SourceSet::open(&paths, &options)).await;
     let source = opened.map_err(|e| Error::Bug(e.to_string()))??;
     Ok(Arc::new(source))
 }
@@ -101,6 +102,9 @@ struct Row<'a> {
     fortran_order: bool,
     big_endian: bool,
     aliases: &'a [String],
+    source_name: Option<&'a str>,
+    trainable: Option<bool>,
+    is_optimizer: bool,
     file: Option<String>,
 }
 
@@ -122,6 +126,9 @@ pub(crate) fn show(source: &SourceSet, layout: Option<Layout>, output: &Output) 
             fortran_order: header.order == Order::Fortran,
             big_endian: header.big_endian,
             aliases: &entry.aliases,
+            source_name: entry.source_name.as_deref(),
+            trainable: entry.trainable,
+            is_optimizer: entry.is_optimizer,
             file,
         }
     });
@@ -138,6 +145,9 @@ pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
         fortran_order: tensor.fortran_order,
         big_endian: tensor.big_endian,
         aliases: &tensor.aliases,
+        source_name: None,
+        trainable: None,
+        is_optimizer: false,
         file: Some(tensor.file.clone()),
     });
     let files = info.files.iter().map(|file| Row {
@@ -148,15 +158,36 @@ pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
         fortran_order: false,
         big_endian: false,
         aliases: &[],
+        source_name: None,
+        trainable: None,
+        is_optimizer: false,
         file: Some(file.file.clone()),
     });
     let rows = tensors.chain(files).collect::<Vec<_>>();
     show_rows(&rows, &info.source_format, output);
 }
 
+/// What a tensor is for, in one word.
+fn role(entry: &Row<'_>) -> &'static str {
+    match (entry.is_optimizer, entry.trainable) {
+        (true, _) => "optimizer",
+        (false, Some(true)) => "trainable",
+        (false, Some(false)) => "fixed",
+        (false, None) => "",
+    }
+}
+
 fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
     let has_files = entries.iter().any(|row| row.file.is_some());
-    let mut rows = vec![["NAME", "DTYPE", "SHAPE"].map(str::to_owned).to_vec()];
+    // Of a source that calls its tensors otherwise, or knows what they are for.
+    let has_origins = has_files && entries.iter().any(|row| row.source_name.is_some());
+    let has_roles = entries
+        .iter()
+        .any(|row| row.trainable.is_some() || row.is_optimizer);
+    let mut rows = vec![vec!["NAME".to_owned()]];
+    rows[0].extend(has_origins.then(|| "SOURCE".to_owned()));
+    rows[0].extend(["DTYPE", "SHAPE"].map(str::to_owned));
+    rows[0].extend(has_roles.then(|| "ROLE".to_owned()));
     rows[0].extend(has_files.then(|| "FILE".to_owned()));
     rows[0].push("BYTES".to_owned());
     for entry in entries {
@@ -172,6 +203,9 @@ fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
                     fortran_order: entry.fortran_order,
                     big_endian: entry.big_endian,
                     aliases: entry.aliases,
+                    source_name: entry.source_name,
+                    trainable: entry.trainable,
+                    optimizer: entry.is_optimizer.then_some(true),
                     file,
                 },
             ),
@@ -181,11 +215,13 @@ fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
             output.line(&units::shown(name));
         }
         let shape = entry.dtype.map(|_| format!("{:?}", entry.shape));
-        let mut row = vec![
-            units::brief(name),
+        let mut row = vec![units::brief(name)];
+        row.extend(has_origins.then(|| units::brief(entry.source_name.unwrap_or(name))));
+        row.extend([
             entry.dtype.unwrap_or("file").to_owned(),
             shape.unwrap_or_default(),
-        ];
+        ]);
+        row.extend(has_roles.then(|| role(entry).to_owned()));
         row.extend(file.map(units::brief));
         row.push(bytes.to_string());
         rows.push(row);

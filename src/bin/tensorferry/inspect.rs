@@ -20,6 +20,11 @@ struct MetadataEvent<'a> {
 
 pub(crate) async fn run(args: InspectArgs, output: &Output) -> Result<(), Failure> {
     if let Some((authority, name)) = on_server(&args.src)? {
+        if args.select.is_given() {
+            let why = "of a checkpoint on a server everything is shown: leave the selection out"
+                .to_owned();
+            return Err(Error::Usage(why).into());
+        }
         let name = target::checkpoint_name(&authority, &name)?;
         let manifest = Client::new(&authority)?.describe(&name).await?;
         let info = CheckpointInfo::from_json(&manifest)?;
@@ -28,7 +33,7 @@ pub(crate) async fn run(args: InspectArgs, output: &Output) -> Result<(), Failur
         });
         return Ok(());
     }
-    let source = entries::open(args.src, true).await?;
+    let source = entries::open(args.src, args.select.options(true)).await?;
     tell(source.metadata(), output, || {
         entries::tell_skipped(&source, output);
         entries::show(&source, None, output);

@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::{collections::BTreeMap, future::IntoFuture, sync::Arc, time::Duration};
 use tensorferry::{
     Client, Embedded, Error, Progress, PushOptions, Transfer, TransferReport, protocol::Durability,
-    source::SourceSet,
+    source::SourceSet, status_folder,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -26,6 +26,12 @@ struct BeginEvent<'a> {
     tensors: u64,
     files: u64,
     bytes: u64,
+}
+
+#[derive(Serialize)]
+struct LeftEvent {
+    left_bytes: u64,
+    durable_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -48,17 +54,27 @@ struct DoneEvent<'a> {
 }
 
 pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> {
+    let mut options = options(&args);
     let target = Target::parse(&args.dest)?;
     if let Target::Server { authority, name } = &target {
         // A wrong destination shows before a long look at the source.
         target::checkpoint_name(authority, name)?;
     }
-    let source = entries::open(args.src.clone(), !args.no_files).await?;
+    let source = entries::open(args.src, args.select.options(!args.no_files)).await?;
     entries::tell_skipped(&source, output);
     if args.dry_run {
+        let durable_bytes = durable_bytes(&target).await.min(source.total_bytes());
+        let left_bytes = source.total_bytes() - durable_bytes;
+        output.event(
+            "left",
+            &LeftEvent {
+                left_bytes,
+                durable_bytes,
+            },
+        );
         entries::show(&source, Some(args.layout.into()), output);
         output.talk(&format!(
-            "dry run: nothing was sent to {}",
+            "dry run: nothing was sent to {}, {left_bytes} bytes are left to send",
             units::shown(&target.to_string())
         ));
         return Ok(());
@@ -76,7 +92,6 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
             bytes,
         },
     );
-    let mut options = options(&args);
     let (progress, result) = match &target {
         Target::Server { authority, name } => {
             let name = target::checkpoint_name(authority, name)?;
@@ -113,6 +128,22 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
             Err(error.into())
         }
     }
+}
+
+/// Of how many bytes a dry run would find them on the receiver already. A server is not
+/// asked.
+async fn durable_bytes(target: &Target) -> u64 {
+    let Target::Folder(folder) = target else {
+        return 0;
+    };
+    let folder = folder.clone();
+    let status = tokio::task::spawn_blocking(move || status_folder(&folder)).await;
+    // A folder of which nothing is known has nothing.
+    let transfer = status
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|status| status.transfer);
+    transfer.map_or(0, |row| row.durable_bytes)
 }
 
 fn options(args: &PushArgs) -> PushOptions {

@@ -41,7 +41,9 @@ pub(crate) async fn run(args: RehearseArgs, output: &Output) -> Result<(), Failu
         } => {
             let transfer = match args.what {
                 RehearsalArg::FilesUnchecked => {
-                    let source = entries::open(vec![Path::new(&source).to_owned()], true).await?;
+                    let source =
+                        entries::open(vec![Path::new(&source).to_owned()], Default::default())
+                            .await?;
                     rehearsal::send_files(&address, source, lanes)?
                 }
                 _ => {

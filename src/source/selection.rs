@@ -1,0 +1,229 @@
+//! Which tensors of a source are taken, and what they are called.
+
+use super::{SourceEntry, SourceError, SourceOptions};
+use crate::plan::{MAX_ENTRY_NAME_LEN, clip};
+use std::str::FromStr;
+use wildmatch::WildMatch;
+
+/// Most patterns of one kind.
+const MAX_PATTERNS: usize = 1024;
+
+/// Gives every tensor whose name fits another name. `*` stands for any text, also across
+/// `/`, and means the same text in the new name, one after the other.
+///
+/// ```
+/// use tensorferry::source::Rename;
+///
+/// let rename: Rename = "model/*/kernel=*.weight".parse()?;
+/// assert_eq!(rename.apply("model/layers/0/kernel").as_deref(), Some("layers/0.weight"));
+/// assert_eq!(rename.apply("model/layers/0/bias"), None);
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rename {
+    old: String,
+    new: String,
+}
+
+impl FromStr for Rename {
+    type Err = String;
+
+    /// Reads `OLD=NEW`, divided at the first `=`.
+    fn from_str(text: &str) -> Result<Rename, String> {
+        let (old, new) = text.split_once('=').ok_or("not OLD=NEW")?;
+        let stars = |text: &str| text.matches('*').count();
+        if old.is_empty() || new.is_empty() {
+            return Err("neither name may be empty".to_owned());
+        }
+        if old.len() > MAX_ENTRY_NAME_LEN || new.len() > MAX_ENTRY_NAME_LEN {
+            return Err(format!("a name of more than {MAX_ENTRY_NAME_LEN} bytes"));
+        }
+        if stars(new) > stars(old) {
+            return Err(format!("{new:?} has more `*` than {old:?}"));
+        }
+        Ok(Rename {
+            old: old.to_owned(),
+            new: new.to_owned(),
+        })
+    }
+}
+
+impl Rename {
+    /// The new name of a tensor; `None` where the old one does not fit.
+    pub fn apply(&self, name: &str) -> Option<String> {
+        let mut parts = self.old.split('*');
+        let mut rest = name.strip_prefix(parts.next()?)?;
+        let mut parts: Vec<&str> = parts.collect();
+        let mut texts = Vec::with_capacity(parts.len());
+        match parts.pop() {
+            None if rest.is_empty() => {}
+            None => return None,
+            Some(last) => {
+                for part in parts {
+                    let (text, after) = rest.split_once(part)?;
+                    texts.push(text);
+                    rest = after;
+                }
+                texts.push(rest.strip_suffix(last)?);
+            }
+        }
+        let mut texts = texts.into_iter();
+        let mut new = String::new();
+        for (index, part) in self.new.split('*').enumerate() {
+            if index > 0 {
+                new.push_str(texts.next().unwrap_or_default());
+            }
+            new.push_str(part);
+        }
+        Some(new)
+    }
+}
+
+/// Takes what the options ask for, and gives new names. Side files are no tensors.
+pub(super) fn select(
+    tensors: Vec<SourceEntry>,
+    options: &SourceOptions,
+) -> Result<Vec<SourceEntry>, SourceError> {
+    let selection = |why: String| SourceError::Selection { why };
+    for (flag, patterns) in [("include", &options.include), ("exclude", &options.exclude)] {
+        if let Some(empty) = patterns.iter().position(String::is_empty) {
+            return Err(selection(format!("pattern {empty} to {flag} is empty")));
+        }
+        if patterns.len() > MAX_PATTERNS {
+            return Err(selection(format!(
+                "more than {MAX_PATTERNS} patterns to {flag}"
+            )));
+        }
+    }
+    let globs = |patterns: &[String]| {
+        patterns
+            .iter()
+            .map(|p| WildMatch::new(p))
+            .collect::<Vec<_>>()
+    };
+    let (include, exclude) = (globs(&options.include), globs(&options.exclude));
+    let mut was_used = vec![false; include.len()];
+    let mut kept = Vec::new();
+    let mut trainable_count = 0;
+    for tensor in tensors {
+        let name = &tensor.header.name;
+        let mut is_included = include.is_empty();
+        for (glob, was_used) in include.iter().zip(&mut was_used) {
+            if glob.matches(name) {
+                (is_included, *was_used) = (true, true);
+            }
+        }
+        let is_trainable = tensor.trainable == Some(true);
+        trainable_count += u64::from(is_trainable);
+        let is_excluded = exclude.iter().any(|glob| glob.matches(name));
+        if is_included && !is_excluded && (is_trainable || !options.trainable) {
+            kept.push(tensor);
+        }
+    }
+    if let Some(unused) = was_used.iter().position(|used| !used) {
+        let why = format!(
+            "no tensor has a name like {:?}",
+            clip(&options.include[unused])
+        );
+        return Err(selection(why));
+    }
+    if options.trainable && trainable_count == 0 {
+        return Err(selection(
+            "this source does not say which tensors are trainable: choose by name, with include and exclude"
+                .to_owned(),
+        ));
+    }
+    for tensor in &mut kept {
+        let name = &tensor.header.name;
+        let Some(new) = options.rename.iter().find_map(|rename| rename.apply(name)) else {
+            continue;
+        };
+        let old = std::mem::replace(&mut tensor.header.name, new);
+        tensor.header.check()?;
+        tensor.aliases.retain(|alias| *alias != tensor.header.name);
+        if tensor.source_name.is_none() && old != tensor.header.name {
+            tensor.source_name = Some(old);
+        }
+    }
+    Ok(kept)
+}
+
+/// Stands for what the options select, in the identity of a transfer; empty where they
+/// take everything as it is.
+pub(super) fn identity(options: &SourceOptions) -> Vec<u8> {
+    let mut out = Vec::new();
+    let renames = options
+        .rename
+        .iter()
+        .flat_map(|rename| [&rename.old, &rename.new]);
+    let lists: [(u8, Vec<&String>); 3] = [
+        (1, options.include.iter().collect()),
+        (2, options.exclude.iter().collect()),
+        (3, renames.collect()),
+    ];
+    for (kind, texts) in lists {
+        for text in texts {
+            out.push(kind);
+            out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+    if options.trainable {
+        out.push(4);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apply(rename: &str, name: &str) -> Option<String> {
+        rename.parse::<Rename>().unwrap().apply(name)
+    }
+
+    #[test]
+    fn stars_carry_text_over() {
+        for (rename, name, expected) in [
+            ("a=b", "a", Some("b")),
+            ("a=b", "ab", None),
+            ("a*=b*", "a", Some("b")),
+            ("model.*=*", "model.x.y", Some("x.y")),
+            ("*/kernel=*/w", "d1/kernel", Some("d1/w")),
+            ("*/*/kernel=*-*", "a/b/c/kernel", Some("a-b/c")),
+            ("a*b*c=x*", "aXbYc", Some("xX")),
+            ("a*a=x*", "a", None),
+            ("*=same", "anything", Some("same")),
+            ("x=y=z", "x", Some("y=z")),
+        ] {
+            assert_eq!(
+                apply(rename, name).as_deref(),
+                expected,
+                "{rename} of {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn renames_that_cannot_be_meant_are_refused() {
+        for bad in ["", "a", "=b", "a=", "a=*", "*=**"] {
+            assert!(bad.parse::<Rename>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_selects_something_changes_the_identity() {
+        let plain = SourceOptions::default();
+        assert!(identity(&plain).is_empty());
+        let mut one = plain.clone();
+        one.include = vec!["a".into(), "b".into()];
+        let mut other = plain.clone();
+        other.include = vec!["ab".into()];
+        let mut third = plain.clone();
+        third.exclude = vec!["a".into(), "b".into()];
+        let all = [&plain, &one, &other, &third].map(identity);
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|b| a != b));
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The graph of objects that TensorFlow keeps beside a checkpoint: what the variables are
+//! called, along which paths they are reached, and what belongs to an optimizer.
+
+use super::super::{
+    error::ContentError,
+    protobuf::{Fields, Value},
+};
+use crate::plan::{MAX_ALIASES, MAX_ENTRY_NAME_LEN};
+use std::collections::{HashMap, HashSet, VecDeque};
+
+/// Key of the tensor that holds the graph.
+pub(crate) const GRAPH_KEY: &str = "_CHECKPOINTABLE_OBJECT_GRAPH";
+/// What follows the path of a variable in its key.
+pub(crate) const VALUE_SUFFIX: &str = "/.ATTRIBUTES/VARIABLE_VALUE";
+/// What stands between a variable, an optimizer and the slot that this keeps for it.
+const SLOT_PART: &str = "/.OPTIMIZER_SLOT/";
+/// Most nodes of a graph.
+const MAX_NODES: usize = 1 << 20;
+/// Most bytes of all further names together.
+const ALIASES_BYTES_MAX: usize = 4 << 20;
+
+/// The graph, as it stands in its bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Graph<'a> {
+    /// What each node holds under which key; most hold nothing.
+    values: Vec<Holding<'a>>,
+    edges: Vec<Edge<'a>>,
+    /// Nodes that an optimizer keeps for a variable.
+    slots: HashSet<u32>,
+    node_count: u32,
+}
+
+/// A variable of a node.
+#[derive(Clone, Copy, Debug)]
+struct Holding<'a> {
+    node: u32,
+    full_name: &'a str,
+    key: &'a str,
+}
+
+/// A node has another under a name.
+#[derive(Clone, Copy, Debug)]
+struct Edge<'a> {
+    parent: u32,
+    child: u32,
+    name: &'a str,
+}
+
+/// What the graph says of a variable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Variable {
+    /// The name that its maker gave it, where no other has the same.
+    pub(crate) full_name: Option<String>,
+    /// The same, whether or not others have it.
+    pub(crate) given_name: String,
+    pub(crate) aliases: Vec<String>,
+    /// It belongs to an optimizer.
+    pub(crate) is_optimizer: bool,
+    /// Its place among the trainable variables that an optimizer lists.
+    pub(crate) trainable_index: Option<u32>,
+    pub(crate) node: u32,
+}
+
+/// What the graph says of all variables.
+#[derive(Debug, Default)]
+pub(crate) struct Variables {
+    /// By key.
+    pub(crate) by_key: HashMap<String, Variable>,
+    /// An optimizer lists the trainable variables.
+    pub(crate) has_trainable: bool,
+}
+
+impl<'a> Graph<'a> {
+    /// Reads a `TrackableObjectGraph`.
+    pub(crate) fn parse(message: &'a [u8]) -> Result<Graph<'a>, ContentError> {
+        let mut graph = Graph::default();
+        for field in Fields::new(message) {
+            let field = field?;
+            if field.number == 1 {
+                graph.read_node(field.value)?;
+            }
+        }
+        let is_known = |&node: &u32| node < graph.node_count;
+        if !graph.edges.iter().all(|edge| is_known(&edge.child))
+            || !graph.slots.iter().all(is_known)
+        {
+            return Err(bad("the object graph names a node that it does not have"));
+        }
+        Ok(graph)
+    }
+
+    fn read_node(&mut self, message: Value<'a>) -> Result<(), ContentError> {
+        let node = self.node_count;
+        if node as usize == MAX_NODES {
+            return Err(bad(format!(
+                "an object graph of more than {MAX_NODES} nodes"
+            )));
+        }
+        self.node_count += 1;
+        for field in message.fields()? {
+            let field = field?;
+            match field.number {
+                1 => {
+                    let (child, name) = read_edge(field.value)?;
+                    self.edges.push(Edge {
+                        parent: node,
+                        child,
+                        name,
+                    });
+                }
+                2 => {
+                    let (mut full_name, mut key) = ("", "");
+                    for field in field.value.fields()? {
+                        let field = field?;
+                        match field.number {
+                            2 => full_name = field.value.text()?,
+                            3 => key = field.value.text()?,
+                            _ => {}
+                        }
+                    }
+                    self.values.push(Holding {
+                        node,
+                        full_name,
+                        key,
+                    });
+                }
+                3 => {
+                    for field in field.value.fields()? {
+                        let field = field?;
+                        if field.number == 3 {
+                            self.slots.insert(field.value.count()?);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts together what is said of every variable.
+    pub(crate) fn variables(&self) -> Variables {
+        let mut name_count = HashMap::<&str, u32>::new();
+        for value in &self.values {
+            *name_count.entry(value.full_name).or_default() += 1;
+        }
+        let paths = Paths::new(&self.edges, self.node_count);
+        let trainable = self.trainable(&paths);
+        let optimizers = self.optimizer_nodes(&paths);
+        let mut aliases_bytes = 0;
+        let mut by_key = HashMap::new();
+        for value in &self.values {
+            let own_path = value.key.strip_suffix(VALUE_SUFFIX).unwrap_or(value.key);
+            let trainable_index = trainable
+                .as_ref()
+                .and_then(|list| list.get(&value.node).copied());
+            let is_slot = self.slots.contains(&value.node) || value.key.contains(SLOT_PART);
+            let is_unique = !value.full_name.is_empty()
+                && value.full_name.len() <= MAX_ENTRY_NAME_LEN
+                && name_count.get(value.full_name) == Some(&1);
+            let aliases = match is_slot {
+                true => Vec::new(),
+                false => paths.all_of(value.node, own_path, &mut aliases_bytes),
+            };
+            let variable = Variable {
+                full_name: is_unique.then(|| value.full_name.to_owned()),
+                given_name: value.full_name.to_owned(),
+                aliases,
+                is_optimizer: trainable_index.is_none()
+                    && (is_slot || optimizers.contains(&value.node) || is_optimizer_path(own_path)),
+                trainable_index,
+                node: value.node,
+            };
+            by_key.insert(value.key.to_owned(), variable);
+        }
+        Variables {
+            by_key,
+            has_trainable: trainable.is_some(),
+        }
+    }
+
+    /// What the one optimizer of Keras 3 lists as trainable, by node.
+    fn trainable(&self, paths: &Paths<'_, '_>) -> Option<HashMap<u32, u32>> {
+        let mut lists = self.edges.iter().filter(|edge| {
+            edge.name == "_trainable_variables" && paths.is_named(edge.parent, "optimizer")
+        });
+        let list = lists.next()?;
+        if lists.any(|other| other.child != list.child) {
+            // Several optimizers: which variables are meant is not known.
+            return None;
+        }
+        let places = paths.children(list.child).iter();
+        let places = places.filter_map(|&edge| Some((edge.child, edge.name.parse().ok()?)));
+        let places: HashMap<u32, u32> = places.collect();
+        (!places.is_empty()).then_some(places)
+    }
+
+    /// Everything in an optimizer's own list of variables.
+    fn optimizer_nodes(&self, paths: &Paths<'_, '_>) -> HashSet<u32> {
+        let own = self
+            .edges
+            .iter()
+            .filter(|edge| edge.name == "_variables" && paths.is_named(edge.parent, "optimizer"));
+        own.flat_map(|list| paths.children(list.child).iter().map(|edge| edge.child))
+            .collect()
+    }
+}
+
+/// A name and the node behind it, of an `ObjectReference`.
+pub(super) fn read_edge<'a>(message: Value<'a>) -> Result<(u32, &'a str), ContentError> {
+    let (mut child, mut name) = (0, "");
+    for field in message.fields()? {
+        let field = field?;
+        match field.number {
+            1 => child = field.value.count()?,
+            2 => name = field.value.text()?,
+            _ => {}
+        }
+    }
+    Ok((child, name))
+}
+
+/// Whether the variable of this path belongs to an optimizer.
+pub(super) fn is_optimizer_path(path: &str) -> bool {
+    path.contains(SLOT_PART) || path.split('/').any(|part| part == "optimizer")
+}
+
+/// How each node is reached first, from the root on and with the fewest steps.
+struct Paths<'g, 'a> {
+    /// Sorted by parent, in their order.
+    edges: Vec<&'g Edge<'a>>,
+    /// By child.
+    incoming: Vec<&'g Edge<'a>>,
+    first: Vec<Option<&'g Edge<'a>>>,
+}
+
+impl<'g, 'a> Paths<'g, 'a> {
+    fn new(all: &'g [Edge<'a>], node_count: u32) -> Self {
+        let mut edges: Vec<_> = all.iter().collect();
+        edges.sort_by_key(|edge| edge.parent);
+        let mut incoming = edges.clone();
+        incoming.sort_by_key(|edge| edge.child);
+        let mut paths = Paths {
+            edges,
+            incoming,
+            first: vec![None; node_count as usize],
+        };
+        let mut waiting = VecDeque::from([0]);
+        while let Some(node) = waiting.pop_front() {
+            let range = range_of(&paths.edges, |edge| edge.parent, node);
+            for index in range {
+                let edge = paths.edges[index];
+                if let Some(first @ None) = paths.first.get_mut(edge.child as usize)
+                    && edge.child != 0
+                {
+                    *first = Some(edge);
+                    waiting.push_back(edge.child);
+                }
+            }
+        }
+        paths
+    }
+
+    fn children(&self, node: u32) -> &[&'g Edge<'a>] {
+        &self.edges[range_of(&self.edges, |edge| edge.parent, node)]
+    }
+
+    fn is_named(&self, node: u32, name: &str) -> bool {
+        let range = range_of(&self.incoming, |edge| edge.child, node);
+        self.incoming[range].iter().any(|edge| edge.name == name)
+    }
+
+    /// Every way to a node by the first way to one that has it, but for one.
+    fn all_of(&self, node: u32, except: &str, aliases_bytes: &mut usize) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        for edge in &self.incoming[range_of(&self.incoming, |edge| edge.child, node)] {
+            let Some(path) = self.path(edge) else {
+                continue;
+            };
+            if path == except || found.contains(&path) {
+                continue;
+            }
+            *aliases_bytes += path.len();
+            if found.len() == MAX_ALIASES || *aliases_bytes > ALIASES_BYTES_MAX {
+                break;
+            }
+            found.push(path);
+        }
+        found
+    }
+
+    /// The way that ends with an edge; `None` where there is none or it is too long.
+    fn path(&self, last: &Edge<'a>) -> Option<String> {
+        let mut parts = vec![last.name];
+        let (mut node, mut len) = (last.parent, last.name.len());
+        while node != 0 {
+            let edge = self.first.get(node as usize).copied().flatten()?;
+            len += edge.name.len() + 1;
+            if len > MAX_ENTRY_NAME_LEN {
+                return None;
+            }
+            parts.push(edge.name);
+            node = edge.parent;
+        }
+        parts.reverse();
+        let path = parts.join("/");
+        (1..=MAX_ENTRY_NAME_LEN)
+            .contains(&path.len())
+            .then_some(path)
+            .filter(|path| !path.contains('\0'))
+    }
+}
+
+/// Where the edges of a node are in a list that is sorted by that node.
+fn range_of<'a>(
+    edges: &[&Edge<'a>],
+    node_of: impl Fn(&Edge<'a>) -> u32,
+    node: u32,
+) -> std::ops::Range<usize> {
+    let start = edges.partition_point(|edge| node_of(edge) < node);
+    let len = edges[start..].partition_point(|edge| node_of(edge) == node);
+    start..start + len
+}
+
+fn bad(why: impl Into<String>) -> ContentError {
+    ContentError::Malformed(why.into())
+}

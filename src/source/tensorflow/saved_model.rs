@@ -1,0 +1,251 @@
+//! A SavedModel: a folder with `saved_model.pb`, which knows the variables as objects, and a
+//! checkpoint of their values.
+
+use super::{
+    super::{
+        SourceError,
+        builder::Builder,
+        error::ContentError,
+        files::OpenFile,
+        protobuf::{Fields, Value},
+    },
+    Facts,
+    graph::read_edge,
+};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+/// File that makes a folder a SavedModel.
+pub(crate) const MODEL_FILE: &str = "saved_model.pb";
+/// Longest one that is read.
+const MAX_MODEL_LEN: u64 = 256 << 20;
+/// Most objects of a model.
+const MAX_NODES: usize = 1 << 20;
+
+/// Loads the variables of a SavedModel, or says `false` when the folder is none.
+pub(in crate::source) fn load(folder: &Path, builder: &mut Builder) -> Result<bool, SourceError> {
+    let path = folder.join(MODEL_FILE);
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let file = OpenFile::open(&path)?;
+    let bytes = match file.byte_len() {
+        0..=MAX_MODEL_LEN => file.prefix(MAX_MODEL_LEN)?,
+        len => {
+            let why =
+                format!("{len} bytes are more than {MAX_MODEL_LEN}: what is trainable is not read");
+            builder.skip(MODEL_FILE, why);
+            Vec::new()
+        }
+    };
+    let model = SavedModel::parse(&bytes).map_err(|error| SourceError::content(&path, error))?;
+    let index = folder.join("variables").join("variables.index");
+    let index_file = OpenFile::open(&index).map_err(|error| match error {
+        SourceError::NotFound { .. } => SourceError::malformed(
+            folder,
+            "it is a SavedModel without variables/variables.index: it has no values",
+        ),
+        error => error,
+    })?;
+    super::load_with(&index, &index_file, builder, |variable| {
+        model.facts(variable.node, &variable.given_name)
+    })?;
+    builder.add_format("savedmodel");
+    Ok(true)
+}
+
+/// What a model says of its variables.
+#[derive(Debug, Default)]
+pub(crate) struct SavedModel {
+    /// By the number of the object, which is the same in the graph beside the values.
+    pub(crate) variables: HashMap<u32, SavedVariable>,
+}
+
+/// What a model says of one variable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SavedVariable {
+    pub(crate) name: String,
+    pub(crate) trainable: bool,
+    /// Its place among the variables of the model.
+    pub(crate) place: Option<u32>,
+}
+
+/// An object.
+#[derive(Debug, Default)]
+struct Node<'a> {
+    children: Vec<(u32, &'a str)>,
+    kind: Kind<'a>,
+}
+
+#[derive(Debug, Default)]
+enum Kind<'a> {
+    #[default]
+    Other,
+    Module,
+    /// A list or dictionary.
+    Container,
+    Variable {
+        name: &'a str,
+        trainable: bool,
+    },
+}
+
+impl SavedModel {
+    /// Reads a `SavedModel`.
+    pub(crate) fn parse(message: &[u8]) -> Result<SavedModel, ContentError> {
+        for field in Fields::new(message) {
+            let field = field?;
+            if field.number != 2 {
+                continue;
+            }
+            for field in field.value.fields()? {
+                let field = field?;
+                // The first graph that knows objects: others are the same for other devices.
+                if field.number == 7 {
+                    return Ok(describe(&read_nodes(field.value)?));
+                }
+            }
+        }
+        Ok(SavedModel::default())
+    }
+
+    /// What is known of a variable, where number and name agree.
+    fn facts(&self, node: u32, name: &str) -> Option<Facts> {
+        let variable = self.variables.get(&node).filter(|v| v.name == name)?;
+        Some(Facts {
+            trainable: Some(variable.trainable),
+            place: variable.place,
+        })
+    }
+}
+
+fn read_nodes<'a>(graph: Value<'a>) -> Result<Vec<Node<'a>>, ContentError> {
+    let mut nodes = Vec::new();
+    for field in graph.fields()? {
+        let field = field?;
+        if field.number != 1 {
+            continue;
+        }
+        if nodes.len() == MAX_NODES {
+            let why = format!("a model of more than {MAX_NODES} objects");
+            return Err(ContentError::Malformed(why));
+        }
+        nodes.push(read_node(field.value)?);
+    }
+    Ok(nodes)
+}
+
+fn read_node<'a>(message: Value<'a>) -> Result<Node<'a>, ContentError> {
+    let mut node = Node::default();
+    for field in message.fields()? {
+        let field = field?;
+        match field.number {
+            1 => node.children.push(read_edge(field.value)?),
+            4 => {
+                node.kind = Kind::Module;
+                for field in field.value.fields()? {
+                    let field = field?;
+                    if field.number == 1 && field.value.text()?.ends_with("_wrapper") {
+                        node.kind = Kind::Container;
+                    }
+                }
+            }
+            7 => {
+                let (mut name, mut trainable) = ("", false);
+                for field in field.value.fields()? {
+                    let field = field?;
+                    match field.number {
+                        3 => trainable = field.value.number()? != 0,
+                        6 => name = field.value.text()?,
+                        _ => {}
+                    }
+                }
+                node.kind = Kind::Variable { name, trainable };
+            }
+            _ => {}
+        }
+    }
+    Ok(node)
+}
+
+fn describe(nodes: &[Node<'_>]) -> SavedModel {
+    let order = order(nodes);
+    let places: HashMap<u32, u32> = (0..)
+        .zip(order)
+        .map(|(place, node)| (node, place))
+        .collect();
+    let variables = (0..)
+        .zip(nodes)
+        .filter_map(|(number, node)| match node.kind {
+            Kind::Variable { name, trainable } => Some((
+                number,
+                SavedVariable {
+                    name: name.to_owned(),
+                    trainable,
+                    place: places.get(&number).copied(),
+                },
+            )),
+            _ => None,
+        });
+    SavedModel {
+        variables: variables.collect(),
+    }
+}
+
+/// The variables in the order of the model: that of the list that Keras writes down, or
+/// that in which a module of TensorFlow finds its own.
+fn order(nodes: &[Node<'_>]) -> Vec<u32> {
+    let children = |node: u32| {
+        nodes
+            .get(node as usize)
+            .map_or(&[][..], |n| &n.children[..])
+    };
+    let is_container = |node: u32| {
+        matches!(
+            nodes.get(node as usize),
+            Some(Node {
+                kind: Kind::Container,
+                ..
+            })
+        )
+    };
+    let listed = children(0)
+        .iter()
+        .find(|(child, name)| *name == "variables" && is_container(*child));
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    let mut modules = match listed {
+        Some(&(list, _)) => vec![list],
+        None => vec![0],
+    };
+    // The leaves of a module by the names of its attributes, then the modules in it.
+    while let Some(module) = modules.pop() {
+        let mut inner = Vec::new();
+        let mut waiting = in_order(children(module));
+        while let Some(node) = waiting.pop() {
+            if !seen.insert(node) {
+                continue;
+            }
+            match nodes.get(node as usize).map(|node| &node.kind) {
+                Some(Kind::Variable { .. }) => found.push(node),
+                Some(Kind::Container) => waiting.extend(in_order(children(node))),
+                Some(Kind::Module) => inner.push(node),
+                _ => {}
+            }
+        }
+        inner.reverse();
+        modules.extend(inner);
+    }
+    found
+}
+
+/// Children in the order of their names, or of their places in a list; the last first.
+fn in_order(children: &[(u32, &str)]) -> Vec<u32> {
+    let mut sorted: Vec<_> = children.iter().collect();
+    let place = |name: &str| name.parse::<u32>().ok();
+    sorted.sort_by(|(_, a), (_, b)| match (place(a), place(b)) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (a_place, b_place) => (a_place.is_none(), a).cmp(&(b_place.is_none(), b)),
+    });
+    sorted.iter().rev().map(|(child, _)| *child).collect()
+}

@@ -1,0 +1,328 @@
+#!/usr/bin/env python3
+"""Makes TensorFlow checkpoints and SavedModels, with what TensorFlow itself reads from each.
+
+    make_tensorflow.py DIR [--large]
+
+Each case is a folder of DIR; `expected.json` in it says what must land: name, dtype, shape and
+SHA-256 of every tensor, read back by TensorFlow, whether it is trainable where the model says so,
+and what is left out. `--large` adds tensors of several cells. The values are random with a fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import keras
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+SEED = 20261128
+LARGE = 3 * (1 << 20) + 5
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+         "float32", "float64", "complex64", "complex128")  # fmt: skip
+ML = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+      "float8_e4m3b11fnuz", "int4", "uint4", "int2", "uint2")  # fmt: skip
+QUANTISED = {"qint8": "int8", "quint8": "uint8", "qint16": "int16", "quint16": "uint16", "qint32": "int32"}
+
+
+def values(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random bytes as an array; small integers keep to their range."""
+    count = int(np.prod(shape, dtype=np.int64))
+    known = np.dtype(getattr(ml_dtypes, dtype) if dtype in ML else dtype)
+    if dtype in ("bool", "int4", "uint4", "int2", "uint2"):
+        limit = {"bool": 2, "int2": 2, "uint2": 4, "int4": 8, "uint4": 16}[dtype]
+        return rng.integers(0, limit, count).astype(known).reshape(shape)
+    return rng.integers(0, 256, count * known.itemsize, dtype=np.uint8).view(known).reshape(shape)
+
+
+def save(prefix: Path, tensors: dict[str, Any], slices: dict[str, str] | None = None) -> None:
+    """One shard, by the operation that everything in TensorFlow saves with. The part of a variable
+    is `name#n`, so that several parts can stand in one dictionary."""
+    names = list(tensors)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=[name.split("#")[0] for name in names],
+        shape_and_slices=[(slices or {}).get(name, "") for name in names],
+        tensors=[tf.convert_to_tensor(tensors[name]) for name in names],
+    )
+
+
+def merge(shards: list[Path], prefix: Path) -> None:
+    """Several shards become one checkpoint."""
+    tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=[str(p) for p in shards], destination_prefix=str(prefix), delete_old_dirs=False
+    )
+
+
+# ---------------------------------------------------------------- the cases
+
+
+def dtypes(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Every type, scalars, empty tensors, odd names, texts."""
+    tensors: dict[str, Any] = {}
+    for dtype in NUMPY + ML:
+        for form, shape in (("matrix", (5, 7)), ("scalar", ()), ("empty", (0, 3))):
+            tensors[f"{dtype}/{form}"] = values(dtype, shape, rng)
+    for name, dtype in QUANTISED.items():
+        tensors[f"{name}/matrix"] = tf.bitcast(values(dtype, (3, 5), rng), getattr(tf, name))
+    tensors["näme/with:odd..chars.S"] = values("float32", (2,), rng)
+    tensors["a text"] = tf.constant(["some", "", "words"])
+    tensors["deep"] = values("uint8", (1,) * 7 + (2,), rng)
+    # What optimizers of TensorFlow 1 keep beside a variable.
+    for name in ("net/w", "net/w/Adam", "net/w/Adam_1", "beta1_power"):
+        tensors[name] = values("float32", (4,), rng)
+    if large:
+        tensors["large/u8"] = values("uint8", (LARGE,), rng)
+        tensors["large/bf16"] = values("bfloat16", (1031, 1999), rng)
+    save(folder / "ckpt", tensors)
+    return folder / "ckpt"
+
+
+def sharded(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Three shards; the middle one holds variables in parts that others hold as well."""
+    rows, columns = (40, 6), (64, 10)
+    whole = {
+        "part/rows": values("float32", rows, rng),
+        "part/columns": values("float32", columns, rng),
+        "part/grid": values("int64", (9, 8), rng),
+        "part/3d": values("int16", (4, 6, 5), rng),
+        "part/ümlaut": values("uint8", (100, 3), rng),
+        "part/far": values("complex64", (12_000, 1), rng),
+    }
+    if large:
+        whole["part/large rows"] = values("float32", (1500, 701), rng)
+        whole["part/large columns"] = values("float32", (1500, 701), rng)
+        whole["part/thin"] = values("uint8", (400_000, 3), rng)
+    cuts = {
+        "part/rows": ([0, 11, 12, 40], None),
+        "part/columns": (None, [0, 3, 4, 10]),
+        "part/grid": ([0, 5, 9], [0, 1, 8]),
+        "part/3d": (None, [0, 2, 6], None),
+        "part/ümlaut": ([0, 64, 100], None),
+        "part/far": ([0, 8191, 8192, 12_000], None),
+        "part/large rows": ([0, 701, 1500], None),
+        "part/large columns": (None, [0, 350, 701]),
+        "part/thin": (None, [0, 1, 2, 3]),
+    }
+    shards: list[dict[str, Any]] = [{}, {}, {}]
+    specs: list[dict[str, str]] = [{}, {}, {}]
+    number = 0
+    for name, value in whole.items():
+        pieces: list[tuple[list[str], list[slice]]] = [([], [])]
+        for dim, cut in enumerate(cuts[name]):
+            ranges = [("-", slice(None))]
+            if cut is not None:
+                pairs = zip(cut, cut[1:])
+                ranges = [(f"{a},{b - a}", slice(a, b)) for a, b in pairs]
+            pieces = [(t + [text], s + [part]) for t, s in pieces for text, part in ranges]
+            assert dim < value.ndim
+        shape = " ".join(map(str, value.shape))
+        for texts, parts in pieces:
+            text = ":".join(texts) + ":-" * (value.ndim - len(texts))
+            number += 1
+            key = f"{name}#{number}"
+            shards[number % 3][key] = value[tuple(parts)]
+            specs[number % 3][key] = f"{shape} {text}"
+    for index, shard in enumerate(shards):
+        shard[f"whole/{index}"] = values("float32", (3, index), rng)
+    prefixes = []
+    for index, shard in enumerate(shards):
+        prefixes.append(folder / f"tmp{index}")
+        save(prefixes[-1], shard, specs[index])
+    merge(prefixes, folder / "model.ckpt-3")
+    for left in folder.glob("tmp*"):
+        left.unlink()
+    reader = tf.train.load_checkpoint(str(folder / "model.ckpt-3"))
+    for name, value in whole.items():
+        assert reader.get_tensor(name).tobytes() == value.tobytes(), name
+    return folder / "model.ckpt-3"
+
+
+def many(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """So many names that the index has several blocks."""
+    count = 9000 if large else 40
+    tensors = {f"model/layers/{i:05}/attention/query/kernel": values("float32", (2,), rng) for i in range(count)}
+    save(folder / "ckpt", tensors)
+    return folder / "ckpt"
+
+
+def network() -> keras.Model:
+    """A small model whose optimizer has run."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((16,))
+    x = keras.layers.Dense(32, name="d1")(inputs)
+    x = keras.layers.BatchNormalization(name="bn")(x)
+    x = keras.layers.Dropout(0.1)(x)
+    outputs = keras.layers.Dense(4, name="d2")(x)
+    model = keras.Model(inputs, outputs, name="net")
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(SEED)
+    model.fit(rng.normal(size=(8, 16)), rng.normal(size=(8, 4)), epochs=1, verbose=0)
+    return model
+
+
+def keras_checkpoint(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """A folder as training leaves it: two checkpoints, of which the second is the latest."""
+    model = network()
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(model), str(folder), max_to_keep=3)
+    manager.save()
+    manager.save()
+    note(folder, trainable=[v.path for v in model.trainable_variables])
+    return folder
+
+
+class Module(tf.Module):
+    """Variables in lists, dictionaries and modules, two of which have the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.list = [tf.Variable([1.0, 2.0], name="b0"), tf.Variable([3.0, 4.0], name="b1", trainable=False)]
+        self.a = tf.Variable(tf.ones([3, 2]), name="a")
+        self.sub = tf.Module()
+        self.sub.w = tf.Variable(2.0)
+        self.entries = {"x.y": tf.Variable(3.0)}
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.float32)])
+    def double(self, x: tf.Tensor) -> tf.Tensor:
+        """Something to save."""
+        return x * self.a
+
+
+def module_checkpoint(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """A module, reached by two ways."""
+    module = Module()
+    tf.train.Checkpoint(module=module, again=module.sub).write(str(folder / "ckpt"))
+    return folder / "ckpt"
+
+
+def keras_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """What `model.export` of Keras 3 writes."""
+    model = network()
+    model.export(str(folder / "model"), verbose=False)
+    note(folder, trainable=[v.path for v in model.trainable_variables], order=[v.path for v in model.variables])
+    return folder / "model"
+
+
+def module_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """What `tf.saved_model.save` writes of a module."""
+    module = Module()
+    tf.saved_model.save(module, str(folder / "model"))
+    keys = {id(module.a): "a", id(module.list[0]): "list/0", id(module.sub.w): "sub/w",
+            id(module.entries["x.y"]): "entries/x..y"}  # fmt: skip
+    names = {"a": "a", "list/0": "b0"}
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    order = [names.get(keys[id(v)], keys[id(v)] + suffix) for v in module.trainable_variables]
+    note(folder, trainable=order)
+    return folder / "model"
+
+
+def version_1(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """The format before 2017, which is refused."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        tf.compat.v1.get_variable("w", initializer=np.float32([1, 2, 3]))
+        session.run(tf.compat.v1.global_variables_initializer())
+        saver = tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V1)
+        saver.save(session, str(folder / "model.ckpt"), write_meta_graph=False)
+    (folder / "checkpoint").unlink()  # it names a place of this machine
+    note(folder, refused="version 1")
+    return folder / "model.ckpt"
+
+
+CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, module_export, version_1)
+
+
+# ---------------------------------------------------------------- what must land
+
+NOTES: dict[Path, dict[str, Any]] = {}
+
+
+def note(folder: Path, **what: Any) -> None:
+    """Remembers what only the maker of a case knows."""
+    NOTES[folder] = what
+
+
+def prefix_of(source: Path) -> str:
+    """The checkpoint in a source."""
+    if (source / "saved_model.pb").is_file():
+        return str(source / "variables" / "variables")
+    return tf.train.latest_checkpoint(str(source)) if source.is_dir() else str(source)
+
+
+def given_names(reader: Any) -> dict[str, str]:
+    """Names that the makers gave their variables, by key; those that are not unique are left out."""
+    if not reader.has_tensor(GRAPH):
+        return {}
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor(GRAPH))
+    named = {a.checkpoint_key: a.full_name for node in graph.nodes for a in node.attributes}
+    # A second copy of the same variable has its name, too.
+    copies = {key for key in named if key.startswith("_all_variables/")}
+    kept = [name for key, name in named.items() if key not in copies]
+    return {k: n for k, n in named.items() if k not in copies and kept.count(n) == 1 and n}
+
+
+def expect(folder: Path, source: Path) -> dict[str, Any]:
+    """What TensorFlow reads from a source."""
+    said = NOTES.get(folder, {})
+    result: dict[str, Any] = {"source": source.relative_to(folder).as_posix()}
+    if "refused" in said:
+        return result | said
+    reader = tf.train.load_checkpoint(prefix_of(source))
+    names = given_names(reader)
+    trainable = said.get("trainable")
+    rows, skipped = [], []
+    types = reader.get_variable_to_dtype_map()
+    for key in sorted(types):
+        if types[key] == tf.string:
+            skipped.append(key)
+            continue
+        if key.startswith("_all_variables/"):
+            continue
+        value = reader.get_tensor(key)
+        dtype = value.dtype.names[0] if value.dtype.names else value.dtype.name
+        raw = np.ascontiguousarray(value).tobytes()
+        name = names.get(key, key)
+        row = {"name": name, "dtype": QUANTISED.get(dtype, dtype), "shape": list(value.shape),
+               "sha256": hashlib.sha256(raw).hexdigest()}  # fmt: skip
+        if trainable is not None:
+            row["trainable"] = name in trainable
+        if name != key:
+            row["source_name"] = key
+        rows.append(row)
+    result |= {"tensors": rows, "skipped": skipped}
+    return result | {key: said[key] for key in ("trainable", "order") if key in said}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dir", type=Path, metavar="DIR")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--only", nargs="*", help="names of cases")
+    args = parser.parse_args()
+    for number, case in enumerate(CASES):
+        if args.only and case.__name__ not in args.only:
+            continue
+        folder = args.dir / case.__name__
+        folder.mkdir(parents=True)
+        source = case(folder, np.random.default_rng(SEED + number), args.large)
+        expected = expect(folder, source)
+        (folder / "expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
+        print(f"{case.__name__}: {len(expected.get('tensors', []))} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
