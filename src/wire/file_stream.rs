@@ -155,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn heads_and_runs_of_a_map_arrive_in_order_whatever_the_socket_takes() {
         install_sigbus_guard().unwrap();
-        let content: Vec<u8> = (0..3_000_000u64).map(|i| (i * 7919 >> 5) as u8).collect();
+        let content: Vec<u8> = (0..3_000_000u64).map(|i| ((i * 7919) >> 5) as u8).collect();
         let file = Arc::new(tempfile::tempfile().unwrap());
         file.write_all_at(&content, 0).unwrap();
         let map = Arc::new(SourceMap::new(&file, content.len()).unwrap().unwrap());
