@@ -32,11 +32,11 @@ need() {
     command -v "$1" >/dev/null
 }
 
-python_packages="numpy==2.4.* safetensors==0.8.* ml_dtypes==0.6.* google-crc32c==1.* blake3==1.0.* lz4==4.4.* h2==4.4.*
+python_packages="numpy==2.4.* h5py==3.16.* safetensors==0.8.* ml_dtypes==0.6.* google-crc32c==1.* blake3==1.0.* lz4==4.4.* h2==4.4.*
     grpcio==1.85.* grpcio-tools==1.85.* grpcio-status==1.85.* grpcio-health-checking==1.85.* grpcio-reflection==1.85.*"
 venv=$cache/venv
 python_ready() {
-    "$venv/bin/python" -c 'import numpy, safetensors, ml_dtypes, google_crc32c, blake3, lz4.block, h2
+    "$venv/bin/python" -c 'import numpy, h5py, safetensors, ml_dtypes, google_crc32c, blake3, lz4.block, h2
 import grpc_tools, grpc_status, grpc_health, grpc_reflection' 2>/dev/null
 }
 need_python() {
@@ -80,6 +80,16 @@ if need_python; then
     made=("$work/sources/every_dtype_st" "$work/sources/every_dtype_npy" "$work/sources/one.npy")
     "${landing[@]}" "${made[@]}"
     "${several[@]}" "${landing[@]}" "${made[@]}"
+    "$python" tests/tools/make_formats.py "$work/formats"
+    formats=("$work"/formats/npz/[!n]*.npz "$work"/formats/torch/*.p* "$work"/formats/torch/sharded
+        "$work"/formats/torch/sharded/*.index.json "$work"/formats/distributed "$work"/formats/hdf5/*)
+    "${landing[@]}" --brief "${formats[@]}"
+    if samples=$(python3 tests/tools/torch_samples.py "$cache/torch_samples"); then
+        # shellcheck disable=SC2086  # the list is words
+        "${landing[@]}" --brief $samples
+    else
+        not_run "files of torch.save"
+    fi
     if "$python" scripts/fetch_model.py "$cache/model"; then
         "${landing[@]}" "$cache/model" "$cache/model/model.safetensors"
         "${several[@]}" "${landing[@]}" "$cache/model" "$cache/model/model.safetensors"

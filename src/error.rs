@@ -142,7 +142,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         if let Error::Source(SourceError::Unknown { .. }) = self {
             return Some(
-                "give a .npy file, a .safetensors file, its *.index.json, or a folder of them",
+                "give a file or folder of one of the formats in docs/formats.md, or the index of shards",
             );
         }
         if let Error::Refused {

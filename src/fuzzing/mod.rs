@@ -10,8 +10,10 @@
     reason = "a broken property is told by a panic"
 )]
 
+mod archive;
 mod chunk;
 mod gguf;
+mod hdf5;
 mod input;
 mod journal;
 mod npy;
@@ -21,6 +23,7 @@ mod roles;
 mod safetensors;
 mod sender_frames;
 mod tensorflow;
+mod torch;
 
 #[cfg(test)]
 mod mutate;
@@ -29,8 +32,10 @@ mod seeds;
 #[cfg(test)]
 mod tests;
 
+pub use archive::archive;
 pub use chunk::chunk;
 pub use gguf::gguf;
+pub use hdf5::hdf5;
 pub use journal::journal;
 pub use npy::npy;
 pub use onnx::onnx;
@@ -39,3 +44,4 @@ pub use roles::roles;
 pub use safetensors::safetensors;
 pub use sender_frames::sender_frames;
 pub use tensorflow::{saved_model, tensorflow_graph, tensorflow_index};
+pub use torch::torch;

@@ -132,6 +132,21 @@ fn saved_models() {
 }
 
 #[test]
+fn archives() {
+    feed("archive", super::archive, Vec::new());
+}
+
+#[test]
+fn pickles_of_pytorch() {
+    feed("torch", super::torch, Vec::new());
+}
+
+#[test]
+fn headers_of_hdf5() {
+    feed("hdf5", super::hdf5, Vec::new());
+}
+
+#[test]
 fn streams_of_sender_frames() {
     feed(
         "sender_frames",

@@ -2,8 +2,8 @@
 
 use super::files::{FileTable, OpenFile};
 use super::{
-    Composed, Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, folder,
-    selection, slabs::Slabs, sniff, tensorflow,
+    Derived, Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, derived::Memory,
+    folder, selection, slabs::Slabs, sniff, tensorflow,
 };
 use crate::plan::{EntryHeader, MAX_ALIASES, MAX_ENTRIES, PlanError, clip};
 use std::collections::{BTreeMap, HashSet};
@@ -134,10 +134,7 @@ impl Builder {
                 sources.push(slab.file_index);
             }
         }
-        let entry = self.admit(header)?;
-        entry.composed = Some(Arc::new(Composed::Slabs(slabs)));
-        entry.sources = sources;
-        Ok(entry)
+        self.add_derived(header, sources, Arc::new(slabs))
     }
 
     /// Adds a tensor whose bytes were made of others in this file, as many as it has.
@@ -158,9 +155,18 @@ impl Builder {
             }
             .into());
         }
+        self.add_derived(header, vec![file_index], Arc::new(Memory(bytes)))
+    }
+
+    /// Adds an entry whose bytes are made out of those of some files.
+    pub(super) fn add_derived(
+        &mut self,
+        header: EntryHeader,
+        sources: Vec<u32>,
+        derived: Arc<dyn Derived>,
+    ) -> Result<&mut SourceEntry, SourceError> {
         let entry = self.admit(header)?;
-        entry.composed = Some(Arc::new(Composed::Memory(bytes)));
-        entry.sources = vec![file_index];
+        (entry.derived, entry.sources) = (Some(derived), sources);
         Ok(entry)
     }
 
@@ -212,7 +218,7 @@ impl Builder {
             is_optimizer: false,
             sources: Vec::new(),
             pieces: Vec::new(),
-            composed: None,
+            derived: None,
         });
         let last = list.len() - 1;
         Ok(&mut list[last])

@@ -76,18 +76,35 @@ impl OpenFile {
         self.stamp.size
     }
 
-    /// `len` bytes from `offset`, all of which must be there. The buffer is never longer
-    /// than the file.
-    pub(super) fn range(&self, offset: u64, len: u64) -> Result<Vec<u8>, SourceError> {
-        let end = offset
-            .checked_add(len)
-            .filter(|&end| end <= self.stamp.size);
-        let len = end.and_then(|_| usize::try_from(len).ok()).ok_or_else(|| {
+    /// `len` bytes from the start, or all when there are fewer. The buffer is
+    /// never longer than the file.
+    pub(super) fn prefix(&self, len: u64) -> Result<Vec<u8>, SourceError> {
+        if len > HEAD_LEN {
+            return self.bytes_at(0, len.min(self.stamp.size));
+        }
+        let head = match self.head.get() {
+            Some(head) => head,
+            None => {
+                let head = self.bytes_at(0, HEAD_LEN.min(self.stamp.size))?;
+                self.head.get_or_init(|| head)
+            }
+        };
+        Ok(head.iter().take(len as usize).copied().collect())
+    }
+
+    /// `len` bytes from `offset` on. Nothing is allocated for bytes that the file does
+    /// not have.
+    pub(super) fn bytes_at(&self, offset: u64, len: u64) -> Result<Vec<u8>, SourceError> {
+        let end = offset.checked_add(len);
+        if end.is_none_or(|end| end > self.stamp.size) {
             let why = format!(
-                "{len} bytes at {offset} are wanted, it has {}",
+                "{len} bytes are needed at {offset}, it has {}",
                 self.stamp.size
             );
-            SourceError::malformed(&self.canonical, why)
+            return Err(SourceError::malformed(&self.canonical, why));
+        }
+        let len = usize::try_from(len).map_err(|_| {
+            SourceError::malformed(&self.canonical, "its header does not fit in memory")
         })?;
         let mut bytes = vec![0; len];
         self.file
@@ -95,38 +112,11 @@ impl OpenFile {
             .map_err(|error| read_error(&self.canonical, error))?;
         Ok(bytes)
     }
-
-    /// `len` bytes from the start, or all when there are fewer. The buffer is
-    /// never longer than the file.
-    pub(super) fn prefix(&self, len: u64) -> Result<Vec<u8>, SourceError> {
-        if len > HEAD_LEN {
-            return self.read(len);
-        }
-        let head = match self.head.get() {
-            Some(head) => head,
-            None => {
-                let head = self.read(HEAD_LEN)?;
-                self.head.get_or_init(|| head)
-            }
-        };
-        Ok(head.iter().take(len as usize).copied().collect())
-    }
-
-    fn read(&self, len: u64) -> Result<Vec<u8>, SourceError> {
-        let len = usize::try_from(len.min(self.stamp.size)).map_err(|_| {
-            SourceError::malformed(&self.canonical, "its header does not fit in memory")
-        })?;
-        let mut bytes = vec![0; len];
-        self.file
-            .read_exact_at(&mut bytes, 0)
-            .map_err(|error| read_error(&self.canonical, error))?;
-        Ok(bytes)
-    }
 }
 
 /// All files, by number.
 #[derive(Debug, Default)]
-pub(super) struct FileTable {
+pub(crate) struct FileTable {
     files: Vec<SourceFile>,
     states: Vec<SourceState>,
     index_by_path: HashMap<PathBuf, u32>,
@@ -189,6 +179,12 @@ impl FileTable {
             .iter()
             .map(|file| file.canonical.clone())
             .collect()
+    }
+
+    /// Where a file is; nowhere for a number not given out.
+    pub(super) fn path(&self, index: u32) -> &Path {
+        let file = self.files.get(index as usize);
+        file.map_or(Path::new(""), |file| &file.canonical)
     }
 
     /// Length in bytes when the file was opened; 0 for a number not given out.

@@ -2,12 +2,12 @@
 
 use super::sniff::{self, Kind};
 use super::{
-    SourceError, builder::Builder, files::OpenFile, gguf, landed, npy, onnx, safetensors, sharded,
-    tensorflow,
+    SourceError, builder::Builder, files::OpenFile, gguf, hdf5, keras, landed, npy, npz, onnx,
+    safetensors, sharded, tensorflow, torch, torch_distributed,
 };
 use crate::plan::EntryHeader;
 use sharded::Index;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,18 @@ pub(super) fn load(folder: &Path, builder: &mut Builder) -> Result<(), SourceErr
         tensorflow::load(&index, &OpenFile::open(&index)?, builder)?;
         return add_side_files(beside_tensorflow(&files)?.into_iter(), builder);
     }
+    if torch_distributed::load(folder, builder)? {
+        let rest = files.iter().filter(|f| !f.name.ends_with(".distcp"));
+        return add_side_files(rest, builder);
+    }
+    let mut indexes = files.iter().filter(|file| keras::is_index_name(&file.path));
+    if let (Some(index), None) = (indexes.next(), indexes.next()) {
+        let shards = keras::load_index(&index.path, builder)?;
+        let rest = files
+            .iter()
+            .filter(|f| f.path != index.path && !shards.contains(&f.name));
+        return add_side_files(rest, builder);
+    }
     match choose_index(folder, &files)? {
         Some((path, index)) => {
             index.load(&path, folder, builder)?;
@@ -56,6 +68,8 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
     let (mut rest, mut tables) = (Vec::new(), Vec::new());
     let canonical_folder =
         fs::canonicalize(folder).map_err(|error| SourceError::io("resolve", folder, error))?;
+    let mut refusal = None;
+    let mut has_safetensors = None;
     for listed in files {
         let file = match listed.is_linked {
             true => OpenFile::open(&listed.path)?,
@@ -67,7 +81,28 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
             Kind::Gguf => gguf::load(&file, builder)?,
             Kind::Onnx => onnx::load(&listed.path, &file, builder)?,
             Kind::Tensorflow => tables.push(listed),
-            Kind::Other => {
+            Kind::Npz => npz::load(&file, builder)?,
+            kind @ (Kind::Torch | Kind::Keras | Kind::Hdf5(_)) => {
+                if *has_safetensors.get_or_insert_with(|| any_safetensors(files)) {
+                    let why = "the folder has safetensors beside it: name it to take it";
+                    builder.skip(&listed.name, why);
+                    continue;
+                }
+                let result = match kind {
+                    Kind::Keras => keras::load(&file, builder),
+                    Kind::Hdf5(start) => hdf5::load(&file, start, builder),
+                    _ => torch::load(&file, builder),
+                };
+                match result {
+                    // Not every pickle is a checkpoint: the state of a trainer is a side file.
+                    Err(error @ SourceError::Unsupported { .. }) => {
+                        refusal.get_or_insert(error);
+                        rest.push(listed);
+                    }
+                    result => result?,
+                }
+            }
+            Kind::Zip | Kind::Other => {
                 sniff::check_extension(&listed.path, &file)?;
                 rest.push(listed);
             }
@@ -87,9 +122,12 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
             return Err(SourceError::malformed(folder, why));
         }
     }
+    if let (true, Some(refusal)) = (rest.len() == files.len(), refusal) {
+        return Err(refusal);
+    }
     if rest.len() == files.len() {
         let looked_at = format!(
-            "manifest.json, saved_model.pb, checkpoint, *.index.json and the first bytes of {} files directly in it",
+            "manifest.json, .metadata, saved_model.pb, checkpoint, *.index.json, *.weights.json and the first bytes of {} files directly in it",
             files.len()
         );
         return Err(SourceError::Unknown {
@@ -123,6 +161,14 @@ fn beside_tensorflow(files: &[Listed]) -> Result<Vec<&Listed>, SourceError> {
     Ok(beside)
 }
 
+/// Folders of models often hold the same tensors in two formats.
+fn any_safetensors(files: &[Listed]) -> bool {
+    files.iter().any(|listed| {
+        let kind = OpenFile::open(&listed.path).and_then(|file| sniff::kind(&file));
+        kind.is_ok_and(|kind| kind == Kind::Safetensors)
+    })
+}
+
 /// The index whose shards are meant, if there is one.
 fn choose_index(folder: &Path, files: &[Listed]) -> Result<Option<(PathBuf, Index)>, SourceError> {
     let mut found = Vec::new();
@@ -132,14 +178,16 @@ fn choose_index(folder: &Path, files: &[Listed]) -> Result<Option<(PathBuf, Inde
         }
     }
     if found.len() > 1 {
-        let is_present: HashSet<PathBuf> = found
-            .iter()
-            .filter(|(_, index)| index.is_present(folder))
-            .map(|(path, _)| path.clone())
+        let kinds: HashMap<PathBuf, Kind> = (found.iter())
+            .filter_map(|(path, index)| Some((path.clone(), index.kind(folder)?)))
             .collect();
         // With none present, the first one says which shard is missing.
-        if !is_present.is_empty() {
-            found.retain(|(path, _)| is_present.contains(path));
+        if !kinds.is_empty() {
+            found.retain(|(path, _)| kinds.contains_key(path));
+            // The same tensors in two formats.
+            if kinds.values().any(|&kind| kind == Kind::Safetensors) {
+                found.retain(|(path, _)| kinds.get(path) == Some(&Kind::Safetensors));
+            }
             if let [(first, _), (second, _), ..] = &found[..] {
                 let name = |path: &Path| {
                     path.file_name()

@@ -99,7 +99,7 @@ impl GrowingSource {
             is_optimizer: false,
             sources: Vec::new(),
             pieces: Vec::new(),
-            composed: None,
+            derived: None,
         };
         self.change(|inner| {
             let sources = vec![inner.number_of(&state)?];

@@ -5,6 +5,11 @@
 //! |---|---|---|
 //! | `npy` | one or more `.npy` files | `npy` |
 //! | `safetensors` | one file, several, or shards with an index | [`safetensors`], `sharded` |
+//! | `npz` | a zip archive of `.npy` files | `zip`, `npz`, `inflate` |
+//! | `pytorch` | one file of `torch.save`, or shards with an index | `zip`, `pickle`, `torch`, `gathered` |
+//! | `pytorch-distributed` | a folder of `torch.distributed.checkpoint` | `torch_distributed` |
+//! | `hdf5` | one file | `hdf5` |
+//! | `keras` | `.keras`, `.weights.h5`, shards of these with an index, `.h5` | `keras`, `hdf5`, `zip` |
 //! | `tf-bundle` | a TensorFlow checkpoint (version 2) | `tensorflow` |
 //! | `savedmodel` | a TensorFlow SavedModel | `tensorflow` |
 //! | `gguf` | a GGUF file, quantised or not | `gguf` |
@@ -13,17 +18,26 @@
 //!
 //! Files are recognised by content, not by extension.
 
+mod archive;
+mod boxes;
 mod builder;
+mod derived;
 mod error;
 mod files;
 mod fingerprint;
 mod folder;
+mod gathered;
 pub(crate) mod gguf;
 mod growing;
+pub(crate) mod hdf5;
+mod inflate;
+mod keras;
 mod landed;
 mod mapped;
 mod npy;
+pub(crate) mod npz;
 pub(crate) mod onnx;
+pub(crate) mod pickle;
 pub(crate) mod protobuf;
 pub mod safetensors;
 mod selection;
@@ -31,6 +45,10 @@ mod sharded;
 mod slabs;
 mod sniff;
 pub(crate) mod tensorflow;
+pub(crate) mod torch;
+pub(crate) mod torch_distributed;
+pub(crate) mod view;
+pub(crate) mod zip;
 
 pub use error::SourceError;
 pub use growing::GrowingSource;
@@ -40,8 +58,8 @@ pub use mapped::ReadMode;
 pub use selection::Rename;
 
 use crate::plan::{EntryHeader, SourceState};
+use derived::Derived;
 use files::FileTable;
-use slabs::Slabs;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,34 +141,10 @@ pub struct SourceEntry {
     pub is_optimizer: bool,
     /// Numbers of the files that the bytes come from.
     pub sources: Vec<u32>,
-    /// Runs of bytes that tile the entry, in order; none where it is put together.
+    /// Runs of bytes that tile the entry, in order; none where `derived` makes them.
     pub(crate) pieces: Vec<Piece>,
-    /// How its bytes are put together where they are no runs of a file.
-    pub(crate) composed: Option<Arc<Composed>>,
-}
-
-/// Bytes of an entry that are not found as they are in runs of files, so that reading
-/// them copies.
-#[derive(Debug)]
-pub(crate) enum Composed {
-    /// Boxes that are scattered over the entry.
-    Slabs(Slabs),
-    /// Bytes that stand for others in the source.
-    Memory(Vec<u8>),
-}
-
-impl Composed {
-    fn read(&self, files: &FileTable, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
-        match self {
-            Composed::Slabs(slabs) => slabs.read(files, offset, buf),
-            Composed::Memory(bytes) => {
-                let rest = bytes.get(offset as usize..).unwrap_or_default();
-                let len = rest.len().min(buf.len());
-                buf[..len].copy_from_slice(&rest[..len]);
-                Ok(())
-            }
-        }
-    }
+    /// What makes the bytes of the entry where they do not lie in a file as they are sent.
+    pub(crate) derived: Option<Arc<dyn Derived>>,
 }
 
 /// A run of bytes of one file that is a run of bytes of an entry.
@@ -209,7 +203,8 @@ impl SourceSet {
         builder::open(&paths, options)
     }
 
-    /// `npy`, `safetensors`, `tf-bundle`, `savedmodel`, `gguf`, `onnx` or `tensorferry`; `mixed` for several.
+    /// `gguf`, `hdf5`, `keras`, `npy`, `npz`, `onnx`, `pytorch`, `pytorch-distributed`,
+    /// `safetensors`, `savedmodel`, `tensorferry` or `tf-bundle`; `mixed` for several.
     pub fn format(&self) -> &str {
         self.format
     }
@@ -229,15 +224,16 @@ impl SourceSet {
         &self.skipped
     }
 
+    /// Bytes that do not lie in a file as they are sent: what is inflated, or gathered
+    /// because its elements lie in another order. They cost the sender a copy.
+    pub fn derived_bytes(&self) -> u64 {
+        let derived = self.entries.iter().filter(|e| e.derived.is_some());
+        derived.map(|entry| entry.header.byte_len).sum()
+    }
+
     /// Bytes of all entries.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
-    }
-
-    /// Bytes of entries that are put together by copying when they are read.
-    pub fn composed_bytes(&self) -> u64 {
-        let composed = self.entries.iter().filter(|e| e.composed.is_some());
-        composed.map(|e| e.header.byte_len).sum()
     }
 
     /// The state of every source file, by file number.
@@ -273,15 +269,16 @@ impl SourceSet {
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
         let mut spans = Vec::with_capacity(1);
-        self.locate(entry_index, offset, buf.len() as u64, &mut spans)?;
-        match self.composed(entry_index) {
-            Some(composed) => composed.read(&self.files, offset, buf),
-            None => self.read_spans(&spans, buf),
+        self.check_range(entry_index, offset, buf.len() as u64)?;
+        if let Some(derived) = self.derived(entry_index) {
+            return derived.read_at(&self.files, offset, buf);
         }
+        self.locate(entry_index, offset, buf.len() as u64, &mut spans)?;
+        self.read_spans(&spans, buf).map(drop)
     }
 
-    fn composed(&self, entry_index: usize) -> Option<&Composed> {
-        self.entries.get(entry_index)?.composed.as_deref()
+    fn derived(&self, entry_index: usize) -> Option<&dyn Derived> {
+        self.entries.get(entry_index)?.derived.as_deref()
     }
 
     /// Fills `buf` with these runs one after the other. Runs that follow each other in
@@ -291,31 +288,41 @@ impl SourceSet {
         extents: impl Iterator<Item = Extent>,
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
-        let (mut spans, mut spans_len) = (Vec::new(), 0);
+        let mut spans = Vec::new();
         let mut rest = buf;
         for extent in extents {
-            let len = u64::from(extent.len);
-            self.locate(extent.entry_index, extent.offset, len, &mut spans)?;
-            let len = extent.len as usize;
-            let Some(composed) = self.composed(extent.entry_index) else {
-                spans_len += len;
-                continue;
-            };
-            let too_long = || SourceError::Range {
-                name: extent.entry_index.to_string(),
-                offset: extent.offset,
-                len: len as u64,
-                byte_len: 0,
-            };
-            let (now, later) = rest.split_at_mut_checked(spans_len).ok_or_else(too_long)?;
-            self.read_spans(&spans, now)?;
-            let (now, later) = later.split_at_mut_checked(len).ok_or_else(too_long)?;
-            composed.read(&self.files, extent.offset, now)?;
-            rest = later;
-            spans.clear();
-            spans_len = 0;
+            let Extent {
+                entry_index,
+                offset,
+                len,
+            } = extent;
+            if self.derived(entry_index).is_some() {
+                rest = self.read_spans(&spans, rest)?;
+                spans.clear();
+                let (now, later) = rest.split_at_mut((len as usize).min(rest.len()));
+                self.read_at(entry_index, offset, now)?;
+                rest = later;
+            } else {
+                self.locate(entry_index, offset, len.into(), &mut spans)?;
+            }
         }
-        self.read_spans(&spans, rest)
+        self.read_spans(&spans, rest).map(drop)
+    }
+
+    /// Whether an entry has these bytes.
+    fn check_range(&self, entry_index: usize, offset: u64, len: u64) -> Result<(), SourceError> {
+        let entry = self.entries.get(entry_index);
+        let byte_len = entry.map_or(0, |entry| entry.header.byte_len);
+        let end = offset.checked_add(len).filter(|&end| end <= byte_len);
+        match entry.and(end) {
+            Some(_) => Ok(()),
+            None => Err(SourceError::Range {
+                name: entry.map_or_else(|| entry_index.to_string(), |e| e.header.name.clone()),
+                offset,
+                len,
+                byte_len,
+            }),
+        }
     }
 
     /// Adds the places of a run of bytes of an entry.
@@ -326,17 +333,9 @@ impl SourceSet {
         len: u64,
         spans: &mut Vec<Span>,
     ) -> Result<(), SourceError> {
-        let entry = self.entries.get(entry_index);
-        let byte_len = entry.map_or(0, |entry| entry.header.byte_len);
-        let out_of_range = || SourceError::Range {
-            name: entry.map_or_else(|| entry_index.to_string(), |e| e.header.name.clone()),
-            offset,
-            len,
-            byte_len,
-        };
-        let pieces = entry.map(|entry| &entry.pieces).ok_or_else(out_of_range)?;
-        let end = offset.checked_add(len).filter(|&end| end <= byte_len);
-        let end = end.ok_or_else(out_of_range)?;
+        self.check_range(entry_index, offset, len)?;
+        let pieces = self.entries.get(entry_index).map(|entry| &entry.pieces[..]);
+        let (pieces, end) = (pieces.unwrap_or_default(), offset + len);
         let mut at = offset;
         let first = pieces.partition_point(|piece| piece.dst_offset + piece.byte_len <= offset);
         for piece in &pieces[first..] {
@@ -367,6 +366,9 @@ impl SourceSet {
     pub(crate) fn map_extent(&self, extent: Extent) -> Result<Option<MappedRun>, SourceError> {
         let mut spans = Vec::with_capacity(1);
         let (index, len) = (extent.entry_index, u64::from(extent.len));
+        if self.derived(index).is_some() {
+            return Ok(None);
+        }
         self.locate(index, extent.offset, len, &mut spans)?;
         let [span] = spans[..] else { return Ok(None) };
         let Ok(start) = usize::try_from(span.offset) else {
@@ -377,7 +379,12 @@ impl SourceSet {
         Ok(file.map(|file| MappedRun { file, range }))
     }
 
-    fn read_spans(&self, spans: &[Span], buf: &mut [u8]) -> Result<(), SourceError> {
+    /// Reads runs of files one after the other; what is left of the buffer.
+    fn read_spans<'a>(
+        &self,
+        spans: &[Span],
+        buf: &'a mut [u8],
+    ) -> Result<&'a mut [u8], SourceError> {
         let mut rest = buf;
         for span in spans {
             let len = usize::try_from(span.len).map_or(rest.len(), |n| n.min(rest.len()));
@@ -385,7 +392,7 @@ impl SourceSet {
             self.files.read_at(span.file_index, span.offset, now)?;
             rest = later;
         }
-        Ok(())
+        Ok(rest)
     }
 
     /// Looks at every source file again.

@@ -1,6 +1,6 @@
 //! One `.npy` file: one tensor.
 
-use super::{SourceError, builder::Builder, files::OpenFile};
+use super::{SourceError, builder::Builder, files::OpenFile, view::Refusal};
 use crate::format::npy::{NpyError, NpyHeader, dtype_of_descr, header_len, parse_header};
 use crate::plan::{EntryHeader, EntryKind, Order, PlanError, clip};
 use std::path::Path;
@@ -22,8 +22,23 @@ pub(super) fn load(path: &Path, file: &OpenFile, builder: &mut Builder) -> Resul
         .unwrap_or(file_name);
 
     let (header, bytes) = read_header(file)?;
+    let npy_len = file.byte_len();
+    let (entry, data_offset) =
+        entry_of(name, header, npy_len).map_err(|refusal| refusal.of(file.path()))?;
+    let index = builder.files.add(file, &bytes)?;
+    builder.add(entry, index, data_offset)?;
+    builder.add_format("npy");
+    Ok(())
+}
+
+/// The tensor that a header announces, and where its data begin in `npy_len` bytes.
+pub(super) fn entry_of(
+    name: &str,
+    header: NpyHeader,
+    npy_len: u64,
+) -> Result<(EntryHeader, u64), Refusal> {
     let (dtype, big_endian) =
-        dtype_of_descr(&header.descr).map_err(|error| npy_error(file.path(), name, error))?;
+        dtype_of_descr(&header.descr).map_err(|error| refusal(name, error))?;
     let byte_len = dtype
         .byte_len(&header.shape)
         .ok_or_else(|| PlanError::Shape {
@@ -34,17 +49,14 @@ pub(super) fn load(path: &Path, file: &OpenFile, builder: &mut Builder) -> Resul
             ),
         })?;
     // What follows the data is ignored, as numpy does.
-    if header
-        .data_offset
+    let data_offset = header.data_offset;
+    if data_offset
         .checked_add(byte_len)
-        .is_none_or(|end| end > file.byte_len())
+        .is_none_or(|end| end > npy_len)
     {
-        let why = format!(
-            "its header announces {} + {byte_len} bytes, the file has {}",
-            header.data_offset,
-            file.byte_len()
-        );
-        return Err(SourceError::malformed(file.path(), why));
+        let why =
+            format!("its header announces {data_offset} + {byte_len} bytes, there are {npy_len}");
+        return Err(Refusal::Malformed { at: 0, why });
     }
     let entry = EntryHeader {
         name: name.to_owned(),
@@ -58,28 +70,27 @@ pub(super) fn load(path: &Path, file: &OpenFile, builder: &mut Builder) -> Resul
         big_endian,
         byte_len,
     };
-    let index = builder.files.add(file, &bytes)?;
-    builder.add(entry, index, header.data_offset)?;
-    builder.add_format("npy");
-    Ok(())
+    Ok((entry, data_offset))
 }
 
 /// The header of a file, parsed and raw.
 pub(super) fn read_header(file: &OpenFile) -> Result<(NpyHeader, Vec<u8>), SourceError> {
-    let error = |error| npy_error(file.path(), "header", error);
+    let error = |error| refusal("header", error).of(file.path());
     let len = header_len(&file.prefix(12)?).map_err(error)?;
     let bytes = file.prefix(len as u64)?;
     let header = parse_header(&bytes).map_err(error)?;
     Ok((header, bytes))
 }
 
-fn npy_error(path: &Path, name: &str, error: NpyError) -> SourceError {
+/// What is wrong with a header, of which nothing but a part of a file is known.
+pub(super) fn refusal(name: &str, error: NpyError) -> Refusal {
+    let why = error.to_string();
     match error {
         NpyError::Object { .. }
         | NpyError::Structured
         | NpyError::Descr { .. }
-        | NpyError::Version { .. } => SourceError::unsupported(path, name, error.to_string()),
-        _ => SourceError::malformed(path, error.to_string()),
+        | NpyError::Version { .. } => Refusal::unsupported(name, why),
+        _ => Refusal::Malformed { at: 0, why },
     }
 }
 

@@ -61,7 +61,8 @@ impl Bytes for OpenFile {
     }
 
     fn range(&self, run: Run) -> Result<Vec<u8>, ContentError> {
-        OpenFile::range(self, run.offset, run.len).map_err(|error| bad(error.to_string()))
+        self.bytes_at(run.offset, run.len)
+            .map_err(|error| bad(error.to_string()))
     }
 }
 
@@ -459,7 +460,7 @@ impl Reader<'_> {
                 "more than {DECODED_BYTES_MAX} bytes are stored as single numbers: save the model with raw data"
             )));
         }
-        let encoded = self.file.range(run.offset, run.len)?;
+        let encoded = self.file.bytes_at(run.offset, run.len)?;
         let (mut rest, item_len) = (&encoded[..], header.item_len() as usize);
         let mut bytes = Vec::with_capacity(header.byte_len as usize);
         while !rest.is_empty() && (bytes.len() as u64) < header.byte_len {

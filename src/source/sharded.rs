@@ -1,7 +1,7 @@
-//! safetensors in several files, with an index that says which tensor is where.
+//! safetensors or PyTorch in several files, with an index that says which tensor is where.
 
 use super::sniff::{self, Kind};
-use super::{SourceError, builder::Builder, files::OpenFile, safetensors};
+use super::{SourceError, builder::Builder, files::OpenFile, safetensors, torch};
 use crate::plan::clip;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
@@ -59,13 +59,13 @@ impl Index {
         self.file_by_tensor.values().map(String::as_str).collect()
     }
 
-    /// Whether some shard is there and is safetensors. Folders often hold the
-    /// index of a `.bin` variant whose shards were not downloaded.
-    pub(super) fn is_present(&self, folder: &Path) -> bool {
-        self.shard_names().iter().any(|name| {
-            OpenFile::open(&folder.join(name))
-                .and_then(|file| sniff::kind(&file))
-                .is_ok_and(|kind| kind == Kind::Safetensors)
+    /// The kind of the first shard that is there. Folders often hold the index of a
+    /// variant whose shards were not downloaded.
+    pub(super) fn kind(&self, folder: &Path) -> Option<Kind> {
+        self.shard_names().iter().find_map(|name| {
+            let file = OpenFile::open(&folder.join(name)).ok()?;
+            let kind = sniff::kind(&file).ok()?;
+            matches!(kind, Kind::Safetensors | Kind::Torch).then_some(kind)
         })
     }
 
@@ -84,18 +84,25 @@ impl Index {
                 }
                 error => error,
             })?;
-            if sniff::kind(&file)? != Kind::Safetensors {
-                sniff::check_extension(&shard_path, &file)?;
-                let why = format!("shard of {}: it is not safetensors", path.display());
-                return Err(SourceError::unsupported(&shard_path, shard, why));
-            }
-            safetensors::load_some(&file, builder, |builder, name| {
+            let wanted = |builder: &mut Builder, name: &str| {
                 let wanted = missing.remove(name);
                 if !wanted {
                     builder.skip(name, format!("the index does not list it in {shard}"));
                 }
                 wanted
-            })?;
+            };
+            match sniff::kind(&file)? {
+                Kind::Safetensors => safetensors::load_some(&file, builder, wanted)?,
+                Kind::Torch => torch::load_some(&file, builder, wanted)?,
+                _ => {
+                    sniff::check_extension(&shard_path, &file)?;
+                    let why = format!(
+                        "shard of {}: it is neither safetensors nor of torch.save",
+                        path.display()
+                    );
+                    return Err(SourceError::unsupported(&shard_path, shard, why));
+                }
+            }
             if let Some(name) = missing.iter().min() {
                 let why = format!(
                     "shard {shard:?} lacks {:?} and {} more tensors",
@@ -105,7 +112,9 @@ impl Index {
                 return Err(SourceError::malformed(path, why));
             }
         }
-        builder.add_format("safetensors");
+        if self.file_by_tensor.is_empty() {
+            builder.add_format("safetensors");
+        }
         Ok(())
     }
 }
@@ -127,6 +136,7 @@ pub(super) fn is_index_name(path: &Path) -> bool {
         .is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
 }
 
-fn is_base_name(name: &str) -> bool {
+/// Whether a name is that of a file in the folder that it stands in.
+pub(super) fn is_base_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', '\0'])
 }

@@ -1,7 +1,7 @@
 //! An entry that lies in its source as several boxes of which some are not one run of
 //! its bytes: columns of a matrix, for example. Reading it copies.
 
-use super::{SourceError, files::FileTable};
+use super::{SourceError, derived::Derived, files::FileTable};
 
 /// Bytes that are read at once.
 const SCRATCH_LEN: u64 = 64 << 10;
@@ -92,38 +92,6 @@ impl Slabs {
         &self.slabs
     }
 
-    /// Fills `buf` with the bytes of the entry from `offset` on, which it must have.
-    pub(super) fn read(
-        &self,
-        files: &FileTable,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<(), SourceError> {
-        let end = offset + buf.len() as u64;
-        let mut scratch = Vec::new();
-        for slab in &self.slabs {
-            let last = slab.last_partial(&self.shape);
-            let row_len: u64 = slab.shape[last..].iter().product();
-            let (mut at, to) = (self.rank(slab, offset), self.rank(slab, end));
-            while at < to {
-                let now = (to - at).min(SCRATCH_LEN);
-                scratch.resize(now as usize, 0);
-                files.read_at(slab.file_index, slab.file_offset + at, &mut scratch)?;
-                let mut rest = &scratch[..];
-                while !rest.is_empty() {
-                    let (row, within) = (at / row_len, at % row_len);
-                    let len = (row_len - within).min(rest.len() as u64);
-                    let start = (self.offset_of(slab, row, last) + within - offset) as usize;
-                    let (run, later) = rest.split_at(len as usize);
-                    buf[start..start + run.len()].copy_from_slice(run);
-                    rest = later;
-                    at += len;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Where a row of a box begins in the entry. A row is what follows the dimension
     /// `last`, that one included.
     fn offset_of(&self, slab: &Slab, mut row: u64, last: usize) -> u64 {
@@ -153,6 +121,34 @@ impl Slabs {
             rank += index * inner;
         }
         rank
+    }
+}
+
+impl Derived for Slabs {
+    fn read_at(&self, files: &FileTable, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        let end = offset + buf.len() as u64;
+        let mut scratch = Vec::new();
+        for slab in &self.slabs {
+            let last = slab.last_partial(&self.shape);
+            let row_len: u64 = slab.shape[last..].iter().product();
+            let (mut at, to) = (self.rank(slab, offset), self.rank(slab, end));
+            while at < to {
+                let now = (to - at).min(SCRATCH_LEN);
+                scratch.resize(now as usize, 0);
+                files.read_at(slab.file_index, slab.file_offset + at, &mut scratch)?;
+                let mut rest = &scratch[..];
+                while !rest.is_empty() {
+                    let (row, within) = (at / row_len, at % row_len);
+                    let len = (row_len - within).min(rest.len() as u64);
+                    let start = (self.offset_of(slab, row, last) + within - offset) as usize;
+                    let (run, later) = rest.split_at(len as usize);
+                    buf[start..start + run.len()].copy_from_slice(run);
+                    rest = later;
+                    at += len;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -235,7 +231,7 @@ mod tests {
         for offset in 0..len {
             for end in [offset, offset + 1, offset + 7, len] {
                 let mut buf = vec![0; (end.min(len) - offset) as usize];
-                slabs.read(&files, offset, &mut buf).unwrap();
+                slabs.read_at(&files, offset, &mut buf).unwrap();
                 assert_eq!(
                     buf,
                     entry[offset as usize..][..buf.len()],

@@ -108,9 +108,10 @@ fn what_is_no_checkpoint_is_said_so() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("zip"), "{error}");
+    // By its extension it is meant to be a checkpoint, so it is a damaged one.
     assert!(matches!(
         open(folder.path()),
-        Err(SourceError::Unknown { .. })
+        Err(SourceError::Malformed { .. })
     ));
 }
 

@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", required=True, type=Path)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with numpy and safetensors")
+    parser.add_argument("--brief", action="store_true", help="one push of each source, with small chunks")
     parser.add_argument("sources", nargs="+", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
@@ -27,12 +28,12 @@ def main() -> int:
         root.mkdir()
         with Server(args.binary, root, free_port()) as server:
             for number, source in enumerate(args.sources):
-                for chunk in ([], ["--chunk", "256K"]):
+                for chunk in ([["--chunk", "256K"]] if args.brief else ([], ["--chunk", "256K"])):
                     name = f"case-{number}{'-'.join(chunk)}".replace("--", "-")
                     dest = f"ferry://127.0.0.1:{server.port}/{name}"
                     push(args.binary, [str(source), dest, *chunk])
                     compare(args.python, source, root / name)
-        for number, source in enumerate(args.sources):
+        for number, source in enumerate([] if args.brief else args.sources):
             folder = Path(temp) / f"local {number}"
             push(args.binary, [str(source), str(folder)])
             compare(args.python, source, folder)

@@ -3,8 +3,8 @@
 
     compare_landed.py SRC... -- LANDED_DIR
 
-A SRC is a .safetensors file, a model.safetensors.index.json, a .npy file, or a
-folder of one kind. The landed files are first opened by numpy alone (nobody has
+A SRC is a .safetensors file, an index of shards, a .npy file, a file that
+read_formats.py knows, or a folder of one kind. The landed files are first opened by numpy alone (nobody has
 imported ml_dtypes by then): that is how a user without this project opens them.
 Side files of a folder must lie in files/; the index of shards may be left out.
 Exit 1 with the first differences when anything is not as it was.
@@ -124,19 +124,39 @@ def npy_file(path: Path, name: str) -> Expected:
     return Expected(name, dtype, descr, list(shape), shape, fortran, flat(values))
 
 
-def read_sources(paths: list[Path]) -> tuple[dict[str, Expected], dict[str, Path], dict[bool, int]]:
+def readers() -> Any:
+    """The other formats; imported late, because ml_dtypes comes with them."""
+    import read_formats
+
+    return read_formats
+
+
+def other_format(found: list[tuple[str, np.ndarray]]) -> Iterator[Expected]:
+    """Arrays of one of the formats of read_formats.py."""
+    for name, values in found:
+        dtype, descr = readers().described(values.dtype)
+        fortran = values.flags.f_contiguous and not values.flags.c_contiguous
+        raw = np.ascontiguousarray(values.T if fortran else values)
+        shape = values.shape
+        raw = np.frombuffer(raw.tobytes(), np.uint8)
+        yield Expected(name, dtype, descr, list(shape), shape, bool(fortran), raw)
+
+
+def read_sources(paths: list[Path]) -> tuple[dict[str, Expected], dict[str, Path | bytes], dict[bool, int]]:
     """Every tensor, every side file, and how many tensors the library could give."""
     import ml_dtypes  # noqa: F401  The library needs it for bf16; numpy must not see it earlier.
 
     tensors: list[Expected] = []
-    sides: dict[str, Path] = {}
+    sides: dict[str, Path | bytes] = {}
     by_library = {True: 0, False: 0}
     for source in paths:
-        if source.is_dir():
+        if source.is_dir() and (whole := readers().folder_tensors(source)) is not None:
+            tensors += other_format(whole)
+            files = [p for p in sorted(source.iterdir()) if not p.name.startswith(".") and p.suffix != ".distcp"]
+        elif source.is_dir():
             files = sorted(p for p in source.rglob("*") if p.is_file())
-        elif source.name.endswith(".index.json"):
-            shards = set(json.loads(source.read_text())["weight_map"].values())
-            files = [source.parent / shard for shard in sorted(shards)]
+        elif source.name.endswith((".index.json", ".weights.json")):
+            files = readers().shards(source)
         else:
             files = [source]
         for file in files:
@@ -145,6 +165,9 @@ def read_sources(paths: list[Path]) -> tuple[dict[str, Expected], dict[str, Path
                 tensors += safetensors_file(file, by_library)
             elif file.suffix == ".npy":
                 tensors.append(npy_file(file, relative.removesuffix(".npy")))
+            elif (found := readers().tensors(file)) is not None:
+                tensors += other_format(found)
+                sides |= readers().sides(file)
             else:
                 sides[relative] = file
     return {t.name: t for t in tensors}, sides, by_library
@@ -224,14 +247,15 @@ class Comparison:
             elif name in found:
                 self.differ(name, "twice in the manifest")
             else:
-                found[name] = row
+                found |= dict.fromkeys((name, *row.get("aliases", ())), row)
         return found
 
     def open_all(self) -> None:
         """Before anything imports ml_dtypes."""
         for row in self.manifest["tensors"]:
             try:
-                self.plain[row["name"]] = open_plainly(self.folder / row["file"])
+                landed = open_plainly(self.folder / row["file"])
+                self.plain |= dict.fromkeys((row["name"], *row["aliases"]), landed)
             except (OSError, ValueError, KeyError) as error:
                 self.differ(str(row.get("name")), f"numpy cannot open it: {error}")
 
@@ -269,9 +293,10 @@ class Comparison:
             self.differ(name, "the bytes differ")
         self.crc(name, row, want.raw)
 
-    def side(self, name: str, source: Path, row: dict[str, Any]) -> None:
+    def side(self, name: str, source: Path | bytes, row: dict[str, Any]) -> None:
         """One side file."""
-        path, raw = self.folder / row["file"], source.read_bytes()
+        path = self.folder / row["file"]
+        raw = source if isinstance(source, bytes) else source.read_bytes()
         if not row["file"].startswith("files/"):
             self.differ(name, f"lies at {row['file']}, not in files/")
         if not path.is_file() or path.read_bytes() != raw or row["nbytes"] != len(raw):
@@ -310,7 +335,7 @@ def main() -> int:
     for name in sorted(comparison.names("tensor", set(wanted), set(rows), set())):
         comparison.tensor(wanted[name], rows[name])
     sides = comparison.rows("files", FILE_KEYS)
-    optional = {name for name in wanted_sides if name.endswith(".index.json") or name.startswith(".")}
+    optional = {name for name in wanted_sides if name.endswith((".index.json", ".weights.json")) or name.startswith(".")}
     equal_sides = comparison.names("side file", set(wanted_sides), set(sides), optional)
     for name in sorted(equal_sides):
         comparison.side(name, wanted_sides[name], sides[name])

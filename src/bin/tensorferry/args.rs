@@ -183,9 +183,10 @@ impl From<WriteArg> for WriteMode {
 
 /// Send a checkpoint; run it again to resume
 ///
-/// SRC is a .safetensors file, a *.index.json with its shards, a .npy file, a
-/// TensorFlow checkpoint (its name without an ending, its .index, or a folder of
-/// them), a SavedModel, a folder of these, or a folder that tensorferry has written.
+/// SRC is a .safetensors, .npy, .npz, .pt, .keras, .h5, .gguf or .onnx file, a
+/// *.index.json with its shards, a TensorFlow checkpoint (its name without an ending,
+/// its .index, or a folder of them), a SavedModel, a folder of torch.distributed, a
+/// folder of these, or a folder that tensorferry has written.
 /// Several make one checkpoint. A folder's other files (config.json, tokenizer) go along.
 ///
 /// DEST is ferry://HOST[:PORT]/NAME, or HOST:NAME (port 7744), or a local folder;

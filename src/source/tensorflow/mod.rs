@@ -48,7 +48,7 @@ pub(super) fn is_index(file: &OpenFile) -> Result<bool, SourceError> {
     let Some(start) = file.byte_len().checked_sub(len) else {
         return Ok(false);
     };
-    Ok(table::is_table(&file.range(start, len)?))
+    Ok(table::is_table(&file.bytes_at(start, len)?))
 }
 
 /// Whether a file is named like the data of a checkpoint.
@@ -185,7 +185,7 @@ impl Reader<'_> {
             return Err(SourceError::unsupported(self.path, GRAPH_KEY, why));
         }
         let file = self.open_shard(entry.shard)?;
-        let bytes = file.range(entry.offset, entry.len)?;
+        let bytes = file.bytes_at(entry.offset, entry.len)?;
         let content = |error| SourceError::content(file.path(), error);
         let graph = only_text(&bytes, entry.crc32c).map_err(content)?;
         Ok(Graph::parse(graph).map_err(content)?.variables())

@@ -1,7 +1,5 @@
-//! What is read of the fixtures is what the libraries that wrote them read: names, types,
-//! shapes and the SHA-256 of every tensor.
-
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+//! TensorFlow, GGUF and ONNX: a folder for each case, with what its library reads in
+//! `expected.json` beside it.
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
