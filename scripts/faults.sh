@@ -24,6 +24,7 @@ power-ext4 60 500
 power-xfs 60 500
 syscalls 30 400
 eio 12 100
+late-cuts 1 1
 space 1 1
 ranges 1 1
 flips 300 10000

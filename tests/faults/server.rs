@@ -62,7 +62,7 @@ impl Serve {
     }
 
     /// Beneath strace, which does something at the `when`-th call of a thread.
-    pub(crate) fn injecting(mut self, call: &str, fault: &str, when: u64, log: &Path) -> Self {
+    pub(crate) fn injecting(mut self, call: &str, fault: &str, when: &str, log: &Path) -> Self {
         let words = [
             "strace",
             "-f",
