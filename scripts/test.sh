@@ -125,6 +125,12 @@ campaigns() {
 }
 
 if [ "$what" = all ]; then
+    part "faults"
+    for tool in strace:strace mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs prlimit:util-linux; do
+        need "${tool%:*}" "${tool#*:}" || not_run "faults (${tool%:*})"
+    done
+    TENSORFERRY_FAULT_DIR=$work scripts/faults.sh quick
+
     campaigns "" --build
     (
         export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K
