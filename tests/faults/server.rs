@@ -72,7 +72,7 @@ impl Serve {
             "-o",
             &log.display().to_string(),
             "-e",
-            &format!("trace={call}"),
+            &format!("trace={call},renameat,renameat2"),
             "-e",
             &format!("inject={call}:{fault}:when={when}"),
         ];
