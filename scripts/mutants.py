@@ -26,7 +26,7 @@ DETECTORS: dict[str, list[str]] = {
     "source change": ["tests/tools/source_change_check.py"],
     "kills": ["faults", "kills", "--points", "20"],
     "power cuts": ["faults", "power-ext4", "--points", "20"],
-    "failed syncs": ["faults", "eio", "--points", "6"],
+    "failed syncs": ["faults", "eio", "--points", "30"],
     "ranges": ["faults", "ranges"],
     "flips": ["faults", "flips", "--points", "48"],
 }

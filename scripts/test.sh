@@ -156,6 +156,12 @@ if [ "$what" = all ]; then
         not_run "what lands from large libraries (Python packages)"
     fi
 
+    part "faults"
+    for tool in strace:strace mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs prlimit:util-linux; do
+        need "${tool%:*}" "${tool#*:}" || not_run "faults (${tool%:*})"
+    done
+    TENSORFERRY_FAULT_DIR=$work scripts/faults.sh quick
+
     campaigns "" --build
     (
         export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K

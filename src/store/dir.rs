@@ -297,8 +297,8 @@ impl Dir {
 
     /// Fails when the file system was shut down, as after an error in its own log. A sync
     /// that such a moment overtakes may report success although nothing is on the disk:
-    /// xfs says so of folders, ext4 of a commit that was given up. Opening a file fails from
-    /// that moment on. So whatever is told on the strength of a sync asks this afterwards.
+    /// xfs says so of folders, ext4 seemingly of a commit that was given up. Opening a file
+    /// fails from that moment on. So whatever is told on the strength of a sync asks this afterwards.
     pub(crate) fn check_alive(&self, file: &str) -> Result<(), StoreError> {
         self.open(file, false).map(drop)
     }

@@ -127,7 +127,9 @@ impl<'a> Episode<'a> {
         let strike = match &self.ground {
             Ground::Folder(_) | Ground::Machine(_) => {
                 let group = server.group();
-                Strike::new(when, false, move || group.kill())
+                // A machine that is off does not close its connections.
+                let leaves = matches!(&self.ground, Ground::Machine(_));
+                Strike::new(when, leaves, move || group.kill())
             }
             Ground::Disk(image) => {
                 let switch = image.switch();

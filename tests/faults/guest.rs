@@ -71,7 +71,7 @@ impl Guest {
             "rw".to_owned(),
             format!("ubd0={}", self.image.file().display()),
             format!("init={}", self.init.display()),
-            format!("vec0:transport=tap,ifname={TAP},depth=128"),
+            format!("vec0:transport=tap,ifname={TAP},depth=128,gro=1"),
             "con=null".to_owned(),
             "con0=null,fd:1".to_owned(),
             "quiet".to_owned(),

@@ -61,6 +61,7 @@ const SCENARIOS: &[(&str, Run)] = &[
     ("power-xfs", |s| crashes::power(s, "xfs")),
     ("guest", crashes::guests),
     ("syscalls", syscalls::deaths),
+    ("late-cuts", syscalls::late_cuts),
     ("eio", syscalls::failed_syncs),
     ("space", space::space),
     ("ranges", ranges::ranges),

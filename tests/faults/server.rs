@@ -62,7 +62,7 @@ impl Serve {
     }
 
     /// Beneath strace, which does something at the `when`-th call of a thread.
-    pub(crate) fn injecting(mut self, call: &str, fault: &str, when: u64, log: &Path) -> Self {
+    pub(crate) fn injecting(mut self, call: &str, fault: &str, when: &str, log: &Path) -> Self {
         let words = [
             "strace",
             "-f",
@@ -72,7 +72,7 @@ impl Serve {
             "-o",
             &log.display().to_string(),
             "-e",
-            &format!("trace={call}"),
+            &format!("trace={call},renameat,renameat2"),
             "-e",
             &format!("inject={call}:{fault}:when={when}"),
         ];

@@ -76,7 +76,10 @@ pub(crate) fn deaths(setting: &Setting) -> Report {
             let log = setting.workdir.join("strace");
             sweep(setting.points(u64::MAX), DEADLY, |call, k| {
                 let plain = episode.serve.clone();
-                episode.serve = plain.clone().injecting(call, "signal=SIGKILL", k, &log);
+                episode.serve =
+                    plain
+                        .clone()
+                        .injecting(call, "signal=SIGKILL", &k.to_string(), &log);
                 let struck = death(episode);
                 episode.serve = plain;
                 let again = format!("syscalls --seed {} (at {call} {k})", setting.seed);
@@ -108,6 +111,20 @@ fn death(episode: &mut Episode<'_>) -> bool {
     died
 }
 
+/// Whether the sync that failed came after the two that follow the rename of a publish: Done
+/// was said by then, and staging was being removed.
+fn only_cleaning_failed(log: &Path) -> bool {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let renamed = lines.iter().rposition(|l| l.contains("renameat"));
+    let failed = lines.iter().position(|l| l.contains("INJECTED"));
+    let (Some(renamed), Some(failed)) = (renamed, failed) else {
+        return false;
+    };
+    let between = lines.get(renamed..failed).unwrap_or_default();
+    between.iter().filter(|l| l.contains("fsync(")).count() >= 2
+}
+
 /// Without power, and then to the end by a server of its own.
 fn finish(episode: &mut Episode<'_>) {
     let serve = Serve::new(&episode.serve.binary);
@@ -135,7 +152,9 @@ pub(crate) fn failed_syncs(setting: &Setting) -> Report {
         let log = setting.workdir.join("strace");
         sweep(setting.points(u64::MAX), SYNCS, |call, k| {
             let plain = episode.serve.clone();
-            episode.serve = plain.clone().injecting(call, "error=EIO", k, &log);
+            episode.serve = plain
+                .clone()
+                .injecting(call, "error=EIO", &k.to_string(), &log);
             let failed = failed_sync(episode, &log);
             episode.serve = plain;
             typed += u64::from(failed == Some(true));
@@ -172,7 +191,7 @@ fn failed_sync(episode: &mut Episode<'_>, log: &Path) -> Option<bool> {
             told = ends.contains(&storage);
             for end in &ends {
                 match end {
-                    End::Done if injected() == 0 => {}
+                    End::Done if injected() == 0 || only_cleaning_failed(log) => {}
                     End::Done => episode
                         .failures
                         .push("a sync had failed, and Done was said".to_owned()),
@@ -194,14 +213,91 @@ fn failed_sync(episode: &mut Episode<'_>, log: &Path) -> Option<bool> {
     (count > 0).then_some(told)
 }
 
+/// The power goes between the rename of a publish and the sync of its folder: Done must
+/// not be said, although xfs answers that sync with success.
+pub(crate) fn late_cuts(setting: &Setting) -> Report {
+    let title = "power cuts before the last sync";
+    if let Some(skipped) = why_not(title) {
+        return skipped;
+    }
+    let mut report = Report::new(title);
+    for kind in ["ext4", "xfs"] {
+        if !has_tool(&format!("mkfs.{kind}")) {
+            report.remarks.push(format!("not run: {kind}"));
+            continue;
+        }
+        with_disk_of(
+            kind,
+            setting,
+            &mut report,
+            "late-cuts",
+            |setting, episode, _| {
+                let log = setting.workdir.join("strace");
+                let plain = episode.serve.clone();
+                let slow = plain.clone();
+                episode.serve = slow.injecting("fsync", "delay_enter=100000", "1+", &log);
+                late_cut(episode);
+                episode.serve = plain;
+            },
+        );
+    }
+    report
+}
+
+fn late_cut(episode: &mut Episode<'_>) {
+    let server = episode.serve.start(&episode.ground.root());
+    let Some(server) = episode.note(server) else {
+        return;
+    };
+    let Ground::Disk(image) = &episode.ground else {
+        return;
+    };
+    let manifest = image
+        .root()
+        .join(&episode.tracks[0].name)
+        .join("manifest.json");
+    let switch = image.switch();
+    // Every fsync takes a while, so what is seen under the name is not yet durable.
+    let watch = std::thread::spawn(move || {
+        let is_there = || manifest.exists();
+        let hit = soon(Duration::from_secs(30), is_there);
+        switch.cut();
+        hit
+    });
+    let ends = episode.sessions(&server, &Strike::none(), 0, &Manner::default());
+    if !watch.join().unwrap_or(false) {
+        episode
+            .failures
+            .push(format!("nothing was published: {ends:?}"));
+    }
+    episode.tally.points += 1;
+    if ends == [End::Done] {
+        episode
+            .failures
+            .push("Done was said after the power had gone".to_owned());
+    }
+    server.kill();
+    finish(episode);
+}
+
 fn with_disk(
     setting: &Setting,
     report: &mut Report,
     title: &str,
     body: impl FnOnce(&Setting, &mut Episode<'_>, &mut Report),
 ) {
+    with_disk_of("ext4", setting, report, title, body);
+}
+
+fn with_disk_of(
+    kind: &str,
+    setting: &Setting,
+    report: &mut Report,
+    title: &str,
+    body: impl FnOnce(&Setting, &mut Episode<'_>, &mut Report),
+) {
     let folder = setting.folder(title);
-    let image = match Image::make(&folder, "ext4", IMAGE_MIB) {
+    let image = match Image::make(&folder, kind, IMAGE_MIB) {
         Ok(image) => image,
         Err(why) => return report.check(title, Err(why)),
     };
