@@ -2,6 +2,7 @@
 
 use super::files::{FileTable, OpenFile};
 use super::{Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, folder, sniff};
+use crate::fault;
 use crate::plan::{EntryHeader, MAX_ALIASES, MAX_ENTRIES, PlanError, clip};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -17,7 +18,10 @@ pub(super) fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceS
     for path in paths {
         let io = |op| move |source| SourceError::io(op, path, source);
         canonical_roots.push(fs::canonicalize(path).map_err(io("resolve"))?);
-        if fs::metadata(path).map_err(io("stat"))?.is_dir() {
+        if fault::call("source_stat", || fs::metadata(path))
+            .map_err(io("stat"))?
+            .is_dir()
+        {
             folder::load(path, &mut builder)?;
         } else {
             sniff::load_file(path, &mut builder)?;

@@ -1,7 +1,7 @@
 //! The files of a checkpoint: opened when read, a bounded number at a time.
 
 use super::{SourceError, fingerprint, fingerprint::Stamp, mapped::MappedFile};
-use crate::plan::SourceState;
+use crate::{fault, plan::SourceState};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,7 +25,8 @@ impl OpenFile {
     /// Opens a regular file and takes its stamp before anything is read.
     pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
         let io = |op| move |source| SourceError::io(op, path, source);
-        let canonical = fs::canonicalize(path).map_err(io("resolve"))?;
+        let canonical =
+            fault::call("realpath", || fs::canonicalize(path)).map_err(io("resolve"))?;
         let file = open(&canonical).map_err(io("open"))?;
         if !file.metadata().map_err(io("stat"))?.is_file() {
             let looked_at = "its type: neither a regular file nor a folder".to_owned();
@@ -59,8 +60,7 @@ impl OpenFile {
             SourceError::malformed(&self.canonical, "its header does not fit in memory")
         })?;
         let mut bytes = vec![0; len];
-        self.file
-            .read_exact_at(&mut bytes, 0)
+        fault::call("source_pread", || self.file.read_exact_at(&mut bytes, 0))
             .map_err(|error| read_error(&self.canonical, error))?;
         Ok(bytes)
     }
@@ -148,8 +148,7 @@ impl FileTable {
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
         let (path, open) = self.handle(index)?;
-        open.file
-            .read_exact_at(buf, offset)
+        fault::call("source_pread", || open.file.read_exact_at(buf, offset))
             .map_err(|error| read_error(path, error))
     }
 
@@ -167,10 +166,12 @@ impl FileTable {
         for (index, file) in self.files.iter().enumerate() {
             let stat_error = |error| gone_or("stat", &file.canonical, error);
             let mut stamps = vec![Stamp::of(
-                &fs::metadata(&file.canonical).map_err(stat_error)?,
+                &fault::call("source_stat", || fs::metadata(&file.canonical))
+                    .map_err(stat_error)?,
             )];
             if let Some(open) = self.already_open(index as u32) {
-                stamps.push(Stamp::of(&open.file.metadata().map_err(stat_error)?));
+                let metadata = fault::call("source_stat", || open.file.metadata());
+                stamps.push(Stamp::of(&metadata.map_err(stat_error)?));
             }
             let expected = file.stamp.fingerprint(&file.header_hash);
             for stamp in stamps {
@@ -206,8 +207,7 @@ impl FileTable {
         }
         // Not under the lock: opening may take long on a network file system.
         let file = open(path).map_err(|error| gone_or("open", path, error))?;
-        let metadata = file
-            .metadata()
+        let metadata = fault::call("source_stat", || file.metadata())
             .map_err(|error| gone_or("stat", path, error))?;
         let stamp = Stamp::of(&metadata);
         if (stamp.dev, stamp.ino) != (known.stamp.dev, known.stamp.ino) {
@@ -238,10 +238,9 @@ impl FileTable {
 fn open(path: &Path) -> io::Result<File> {
     // A pipe without a writer must not block; no effect on regular files.
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblock)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(nonblock);
+    fault::call("source_open", || options.open(path))
 }
 
 fn read_error(path: &Path, error: io::Error) -> SourceError {

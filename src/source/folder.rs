@@ -2,7 +2,7 @@
 
 use super::sniff::{self, Kind};
 use super::{SourceError, builder::Builder, files::OpenFile, landed, npy, safetensors, sharded};
-use crate::plan::EntryHeader;
+use crate::{fault, plan::EntryHeader};
 use sharded::Index;
 use std::collections::HashSet;
 use std::fs;
@@ -129,7 +129,7 @@ fn add_side_files<'a>(
 fn list(folder: &Path, builder: &mut Builder) -> Result<Vec<Listed>, SourceError> {
     let read_error = |error| SourceError::io("list", folder, error);
     let mut files = Vec::new();
-    for item in fs::read_dir(folder).map_err(read_error)? {
+    for item in fault::call("source_list", || fs::read_dir(folder)).map_err(read_error)? {
         let item = item.map_err(read_error)?;
         let (name, path) = (item.file_name(), item.path());
         let shown = name.to_string_lossy();

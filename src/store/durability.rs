@@ -4,7 +4,7 @@ use super::{
     dir::Dir,
     error::{IoContext, StoreError},
 };
-use crate::protocol::Durability;
+use crate::{fault, protocol::Durability};
 use std::os::fd::AsFd;
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -14,16 +14,16 @@ const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 
 /// DISK where the file system has a disk that syncs reach, PROCESS elsewhere.
 pub(crate) fn of_folder(dir: &Dir) -> Result<Durability, StoreError> {
-    let stat =
-        rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
+    let stat = fault::call("fstatfs", || rustix::fs::fstatfs(dir.as_fd()))
+        .context("stat the file system of", dir.shown(""))?;
     Ok(of_kind(stat.f_type as u64))
 }
 
 /// Whether files are nothing but memory there: allocating their blocks ahead then only
 /// means to find every page twice.
 pub(crate) fn is_memory(dir: &Dir) -> Result<bool, StoreError> {
-    let stat =
-        rustix::fs::fstatfs(dir.as_fd()).context("stat the file system of", dir.shown(""))?;
+    let stat = fault::call("fstatfs", || rustix::fs::fstatfs(dir.as_fd()))
+        .context("stat the file system of", dir.shown(""))?;
     Ok(stat.f_type as u64 == TMPFS_MAGIC)
 }
 

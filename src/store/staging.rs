@@ -22,6 +22,7 @@ use super::{
     space::Reservation,
 };
 use crate::{
+    fault,
     plan::{CheckpointName, Grid},
     protocol::{
         CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan, Recovered,
@@ -484,8 +485,8 @@ impl Earlier {
         (&self.file)
             .seek(SeekFrom::Start(0))
             .context("read", &shown)?;
-        std::io::copy(&mut good, &mut file).context("write", &shown)?;
-        file.sync_all().context("sync", &shown)?;
+        fault::call("copy", || std::io::copy(&mut good, &mut file)).context("write", &shown)?;
+        fault::call("fsync", || file.sync_all()).context("sync", &shown)?;
         self.dir.rename(NEW_JOURNAL_FILE, &self.dir, JOURNAL_FILE)?;
         self.dir.sync()?;
         Ok(file)
