@@ -13,6 +13,7 @@
 mod chunk;
 mod input;
 mod journal;
+mod names;
 mod npy;
 mod receiver_frames;
 mod roles;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use chunk::chunk;
 pub use journal::journal;
+pub use names::names;
 pub use npy::npy;
 pub use receiver_frames::receiver_frames;
 pub use roles::roles;
