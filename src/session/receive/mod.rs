@@ -8,6 +8,8 @@
 mod chunk;
 mod disk;
 mod lane;
+#[cfg(test)]
+mod models;
 mod open;
 mod sessions;
 mod turns;
