@@ -2,7 +2,7 @@
 
 use super::{
     dir::Dir,
-    durability,
+    durability::FileSystem,
     error::{IoContext, StoreError},
     write_out,
 };
@@ -142,7 +142,8 @@ pub(crate) struct Files {
 impl Files {
     /// Files below `data`, which are going to be synced or not.
     pub(crate) fn new(data: Dir, mode: WriteMode, is_synced: bool) -> Result<Self, StoreError> {
-        let is_memory = durability::is_memory(&data)?;
+        let kind = FileSystem::of(&data)?;
+        let (is_memory, mode) = (kind.is_memory, kind.write_mode(mode));
         Ok(Files {
             mode,
             allocates: mode == WriteMode::Map || !is_memory,
