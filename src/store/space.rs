@@ -34,7 +34,11 @@ impl Space {
     pub(crate) fn reserve(&self, dir: &Dir, bytes: u64) -> Result<Reservation, StoreError> {
         let stat = fault::call("fstatvfs", || rustix::fs::fstatvfs(dir.as_fd()))
             .context("ask for free space of", dir.shown(""))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // A file system without blocks (ramfs) says nothing about its room.
+        let free = match stat.f_blocks {
+            0 => u64::MAX,
+            _ => stat.f_bavail.saturating_mul(stat.f_frsize),
+        };
         let reserve =
             (stat.f_blocks.saturating_mul(stat.f_frsize) >> RESERVE_SHIFT).min(RESERVE_MAX_BYTES);
         let mut promised = self
