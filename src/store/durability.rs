@@ -126,7 +126,11 @@ fn is_volatile_in(mounts: &str, number: &str) -> bool {
             .lines()
             .filter_map(|line| line.split_once(" - overlay "))
     };
-    let is_volatile = |options: &str| options.split([',', ' ']).any(|o| o == "volatile");
+    // The second is how newer kernels spell it.
+    let is_volatile = |options: &str| {
+        let mut options = options.split([',', ' ']);
+        options.any(|option| matches!(option, "volatile" | "fsync=volatile"))
+    };
     let own = |mount: &str| mount.split(' ').nth(2) == Some(number);
     match overlays().rfind(|(mount, _)| own(mount)) {
         Some((_, options)) => is_volatile(options),
@@ -142,12 +146,14 @@ mod tests {
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 40 22 0:35 / /a rw,relatime - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w
 41 22 0:36 / /b rw,relatime shared:3 - overlay overlay rw,lowerdir=/volatile,upperdir=/u,workdir=/w,volatile
+42 22 0:37 / /c rw,relatime - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w,uuid=on,fsync=volatile
 ";
 
     #[test]
     fn each_overlay_is_judged_by_its_own_options() {
         assert!(!is_volatile_in(MOUNTS, "0:35"));
         assert!(is_volatile_in(MOUNTS, "0:36"));
+        assert!(is_volatile_in(MOUNTS, "0:37"));
         // Not to be told which: the worst counts.
         assert!(is_volatile_in(MOUNTS, "0:99"));
         let harmless: String = MOUNTS.lines().take(2).collect::<Vec<_>>().join("\n");
