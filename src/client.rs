@@ -93,6 +93,9 @@ pub struct CheckpointSummary {
     pub active: bool,
     /// Seconds since 1970 of the last change.
     pub modified_unix_seconds: u64,
+    /// Whose an unfinished transfer is: hex digits that are the same for the same sender,
+    /// sources and options. Nothing else of its sender is kept.
+    pub owner: Option<String>,
 }
 
 /// What a server or folder has under one name.
@@ -695,7 +698,14 @@ fn summary(row: pb::CheckpointSummary) -> CheckpointSummary {
         durable_bytes: row.durable_bytes,
         active: row.active,
         modified_unix_seconds: row.modified_unix_seconds,
+        owner: owner(&row.transfer_id),
     }
+}
+
+/// A server may send anything: it is shown in hex, and no more of it than 16 bytes.
+fn owner(transfer_id: &[u8]) -> Option<String> {
+    let known = &transfer_id[..transfer_id.len().min(16)];
+    (!known.is_empty()).then(|| known.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// The last error of a chain says most about a connection.

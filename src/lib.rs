@@ -54,6 +54,9 @@ mod checkpoint;
 mod client;
 mod embedded;
 mod error;
+mod fault;
+#[cfg(test)]
+mod fault_tests;
 pub mod format;
 #[cfg(any(test, feature = "__internals"))]
 #[doc(hidden)]

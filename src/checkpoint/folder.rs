@@ -5,7 +5,7 @@ use crate::{
     client::{CheckpointStatus, CheckpointSummary},
     error::Error,
     plan::CheckpointName,
-    store::{Catalog, Manifest, TransferSummary},
+    store::{Catalog, Manifest, TransferSummary, hex},
 };
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,7 @@ pub fn list_folder(root: impl AsRef<Path>) -> Result<Vec<CheckpointSummary>, Err
         durable_bytes: manifest.total_nbytes,
         active: false,
         modified_unix_seconds,
+        owner: None,
     };
     if let Ok(Some((manifest, _))) = Manifest::read(catalog.root()) {
         let modified = catalog.root().modified_unix_seconds();
@@ -110,5 +111,6 @@ fn unfinished(transfer: &TransferSummary) -> CheckpointSummary {
         durable_bytes: transfer.durable_bytes,
         active: false,
         modified_unix_seconds: transfer.modified_unix_seconds,
+        owner: transfer.transfer_id.map(|id| hex(&id)),
     }
 }

@@ -46,6 +46,56 @@ fn with_version_2(mut header: Vec<u8>) -> Vec<u8> {
     header
 }
 
+pub(super) fn names_seeds() -> Seeds {
+    let joined = |names: &[&str]| [&[1][..], names.join("\0").as_bytes()].concat();
+    vec![
+        (
+            "tensors",
+            joined(&[
+                "model.layers.0.weight",
+                "Model.Layers.0.weight",
+                "a/b",
+                "a_b",
+                "CON",
+            ]),
+        ),
+        (
+            "blobs",
+            joined(&[
+                "config.json",
+                "a/config.json",
+                "a",
+                "a/b/c.txt",
+                "../x",
+                ".hidden",
+            ]),
+        ),
+        (
+            "checkpoints",
+            joined(&["runs/step-100", "a//b", "a/.b", "/a", "x.y_z-1"]),
+        ),
+        (
+            "odd",
+            joined(&[
+                "\u{202e}gnp.exe",
+                "na\u{ef}ve",
+                "a\\b",
+                "~",
+                "a~12345678",
+                "manifest.json",
+            ]),
+        ),
+        (
+            "indexed",
+            [&[0][..], b"first\0weight_7\0weight_7.npy\0WEIGHT_7"].concat(),
+        ),
+        (
+            "long",
+            joined(&[&"x".repeat(300), &"x/".repeat(20), &"y".repeat(250)]),
+        ),
+    ]
+}
+
 pub(super) fn safetensors_seeds() -> Seeds {
     let file = |data_len: u64, json: &str| [&data_len.to_le_bytes()[..], json.as_bytes()].concat();
     vec![

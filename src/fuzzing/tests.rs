@@ -58,15 +58,17 @@ fn feed(target: &str, body: fn(&[u8]), seeds: Seeds) {
     let corpus = corpus(target, seeds);
     let seed = from_env("TENSORFERRY_FUZZ_SEED").unwrap_or(1);
     let run_count = from_env("TENSORFERRY_FUZZ_RUNS").unwrap_or(RUN_COUNT_DEFAULT);
-    let run = |what: &str, bytes: &[u8]| {
+    let run = |what: &dyn Fn() -> String, bytes: &[u8]| {
         if catch_unwind(AssertUnwindSafe(|| body(bytes))).is_err() {
             let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            let what = what();
             panic!("{target}: {what}, TENSORFERRY_FUZZ_SEED={seed}, failed on {hex}");
         }
     };
-    run("nothing", &[]);
+    let begun = std::time::Instant::now();
+    run(&|| "nothing".to_owned(), &[]);
     for bytes in &corpus {
-        run("a file of the corpus", bytes);
+        run(&|| "a file of the corpus".to_owned(), bytes);
     }
     let mut rng = Rng::new(seed);
     // Some come from mutations, which leads further; most from the corpus, or all
@@ -79,11 +81,12 @@ fn feed(target: &str, body: fn(&[u8]), seeds: Seeds) {
         };
         let other = &corpus[rng.below(corpus.len())];
         let bytes = mutate(base, other, MAX_LEN, &mut rng);
-        run(&format!("mutation {i}"), &bytes);
+        run(&|| format!("mutation {i}"), &bytes);
         let at = rng.below(recent.len());
         recent[at] = bytes;
     }
-    println!("{target}: {run_count} mutations, seed {seed}");
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{target}: {run_count} mutations in {seconds:.1} s, seed {seed}");
 }
 
 #[test]
@@ -172,6 +175,11 @@ fn journals() {
 #[test]
 fn schedules_of_both_roles() {
     feed("roles", super::roles, seeds::roles_seeds());
+}
+
+#[test]
+fn names() {
+    feed("names", super::names, seeds::names_seeds());
 }
 
 #[test]

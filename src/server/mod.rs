@@ -12,8 +12,9 @@ use crate::{
         KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
+    protocol::Durability,
     session::{Budget, PaceLimits, ReceiveContext, ReceiveOptions, Registry, Rehearsal},
-    store::{Catalog, WriteMode},
+    store::{Catalog, FileSystem, QuotaLimits, WriteMode},
     wire::pb,
 };
 use std::{
@@ -49,6 +50,7 @@ pub struct ServerBuilder {
     max_connections: usize,
     pace: PaceLimits,
     staging_ttl: Option<Duration>,
+    quotas: QuotaLimits,
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
     rehearsal: Option<Rehearsal>,
@@ -80,6 +82,7 @@ pub struct ServerBuilder {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    file_system: FileSystem,
     max_connections: usize,
     staging_ttl: Option<Duration>,
     context: ReceiveContext,
@@ -98,6 +101,7 @@ impl Server {
             max_connections: MAX_CONNECTIONS_DEFAULT,
             pace: PaceLimits::default(),
             staging_ttl: None,
+            quotas: QuotaLimits::default(),
             insecure: false,
             alias: None,
             rehearsal: None,
@@ -107,6 +111,16 @@ impl Server {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Type of the file system that the root lies on.
+    pub fn file_system(&self) -> &'static str {
+        self.file_system.name
+    }
+
+    /// What cannot be lost any more once it is durable there.
+    pub fn durability(&self) -> Durability {
+        self.file_system.durability
     }
 
     /// Serves until `shutdown` resolves; then every session commits what it has
@@ -232,6 +246,20 @@ impl ServerBuilder {
         self
     }
 
+    /// Most raw bytes of one checkpoint; zero, and the default, is as many as there is
+    /// room for. More are refused before they are sent.
+    pub fn quota_checkpoint(mut self, bytes: u64) -> Self {
+        self.quotas.checkpoint = (bytes > 0).then_some(bytes);
+        self
+    }
+
+    /// Most raw bytes of all unfinished transfers together, as announced; zero, and the
+    /// default, is as many as there is room for.
+    pub fn quota_staging(mut self, bytes: u64) -> Self {
+        self.quotas.staging = (bytes > 0).then_some(bytes);
+        self
+    }
+
     /// Judges senders sooner: for tests.
     #[doc(hidden)]
     pub fn pace(mut self, period: Duration, max_silence: Duration) -> Self {
@@ -279,10 +307,17 @@ impl ServerBuilder {
                 "{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"
             )));
         }
-        let root = self.root.clone();
-        let catalog = tokio::task::spawn_blocking(move || open_catalog(&root))
-            .await
-            .map_err(|e| Error::Bug(e.to_string()))??;
+        let (root, quotas) = (self.root.clone(), self.quotas);
+        let (catalog, file_system) =
+            tokio::task::spawn_blocking(move || open_catalog(&root, quotas))
+                .await
+                .map_err(|e| Error::Bug(e.to_string()))??;
+        tracing::info!(
+            file_system = file_system.name,
+            durability = file_system.durability.as_str(),
+            write = ?file_system.write_mode(self.write_mode),
+            "what the root offers"
+        );
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
@@ -308,6 +343,7 @@ impl ServerBuilder {
         Ok(Server {
             listener,
             address,
+            file_system,
             max_connections: self.max_connections,
             staging_ttl: self.staging_ttl,
             context,
@@ -317,8 +353,10 @@ impl ServerBuilder {
     }
 }
 
-fn open_catalog(root: &Path) -> Result<Catalog, Error> {
-    let catalog = Catalog::open(root)?;
+fn open_catalog(root: &Path, quotas: QuotaLimits) -> Result<(Catalog, FileSystem), Error> {
+    let mut catalog = Catalog::open(root)?;
     catalog.recover()?;
-    Ok(catalog)
+    catalog.limit(quotas)?;
+    let file_system = FileSystem::of(catalog.root())?;
+    Ok((catalog, file_system))
 }

@@ -62,6 +62,10 @@ impl Unary {
             durable_bytes: transfer.durable_bytes,
             active: self.context.registry.is_live(&transfer.name),
             modified_unix_seconds: transfer.modified_unix_seconds,
+            transfer_id: transfer
+                .transfer_id
+                .map_or_else(Vec::new, |id| id.to_vec())
+                .into(),
         }
     }
 }
@@ -132,6 +136,7 @@ impl Ferry for Unary {
                 durable_bytes: manifest.total_nbytes,
                 active: false,
                 modified_unix_seconds: modified,
+                transfer_id: Default::default(),
             })
             .collect();
         rows.extend(transfers.iter().map(|t| self.transfer_row(t)));

@@ -5,6 +5,7 @@ use super::{
     Derived, Piece, Skipped, SourceEntry, SourceError, SourceOptions, SourceSet, derived::Memory,
     folder, selection, slabs::Slabs, sniff, tensorflow,
 };
+use crate::fault;
 use crate::plan::{EntryHeader, MAX_ALIASES, MAX_ENTRIES, PlanError, clip};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -23,7 +24,10 @@ pub(super) fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<SourceS
         let path = &tensorflow::index_of_prefix(path).unwrap_or_else(|| path.clone());
         let io = |op| move |source| SourceError::io(op, path, source);
         canonical_roots.push(fs::canonicalize(path).map_err(io("resolve"))?);
-        if fs::metadata(path).map_err(io("stat"))?.is_dir() {
+        if fault::call("source_stat", || fs::metadata(path))
+            .map_err(io("stat"))?
+            .is_dir()
+        {
             folder::load(path, &mut builder)?;
         } else {
             sniff::load_file(path, &mut builder)?;

@@ -1,7 +1,7 @@
 //! The files of a checkpoint: opened when read, a bounded number at a time.
 
 use super::{SourceError, fingerprint, fingerprint::Stamp, mapped::MappedFile};
-use crate::plan::SourceState;
+use crate::{fault, plan::SourceState};
 use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -31,8 +31,8 @@ pub(super) struct OpenFile {
 impl OpenFile {
     /// Opens a regular file and takes its stamp before anything is read.
     pub(super) fn open(path: &Path) -> Result<Self, SourceError> {
-        let canonical =
-            fs::canonicalize(path).map_err(|error| SourceError::io("resolve", path, error))?;
+        let canonical = fault::call("realpath", || fs::canonicalize(path))
+            .map_err(|error| SourceError::io("resolve", path, error))?;
         let file = open(&canonical).map_err(|error| SourceError::io("open", path, error))?;
         Self::new(path, file, canonical)
     }
@@ -49,7 +49,7 @@ impl OpenFile {
 
     fn new(path: &Path, file: File, canonical: PathBuf) -> Result<Self, SourceError> {
         let stat_error = |error| SourceError::io("stat", path, error);
-        let metadata = file.metadata().map_err(stat_error)?;
+        let metadata = fault::call("source_stat", || file.metadata()).map_err(stat_error)?;
         if !metadata.is_file() {
             let looked_at = "its type: neither a regular file nor a folder".to_owned();
             return Err(SourceError::Unknown {
@@ -107,9 +107,10 @@ impl OpenFile {
             SourceError::malformed(&self.canonical, "its header does not fit in memory")
         })?;
         let mut bytes = vec![0; len];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|error| read_error(&self.canonical, error))?;
+        fault::call("source_pread", || {
+            self.file.read_exact_at(&mut bytes, offset)
+        })
+        .map_err(|error| read_error(&self.canonical, error))?;
         Ok(bytes)
     }
 }
@@ -202,8 +203,7 @@ impl FileTable {
         buf: &mut [u8],
     ) -> Result<(), SourceError> {
         let (path, open) = self.handle(index)?;
-        open.file
-            .read_exact_at(buf, offset)
+        fault::call("source_pread", || open.file.read_exact_at(buf, offset))
             .map_err(|error| read_error(path, error))
     }
 
@@ -221,10 +221,12 @@ impl FileTable {
         for (index, file) in self.files.iter().enumerate() {
             let stat_error = |error| gone_or("stat", &file.canonical, error);
             let mut stamps = vec![Stamp::of(
-                &fs::metadata(&file.canonical).map_err(stat_error)?,
+                &fault::call("source_stat", || fs::metadata(&file.canonical))
+                    .map_err(stat_error)?,
             )];
             if let Some(open) = self.already_open(index as u32) {
-                stamps.push(Stamp::of(&open.file.metadata().map_err(stat_error)?));
+                let metadata = fault::call("source_stat", || open.file.metadata());
+                stamps.push(Stamp::of(&metadata.map_err(stat_error)?));
             }
             let expected = file.stamp.fingerprint(&file.header_hash);
             for stamp in stamps {
@@ -260,8 +262,7 @@ impl FileTable {
         }
         // Not under the lock: opening may take long on a network file system.
         let file = open(path).map_err(|error| gone_or("open", path, error))?;
-        let metadata = file
-            .metadata()
+        let metadata = fault::call("source_stat", || file.metadata())
             .map_err(|error| gone_or("stat", path, error))?;
         let stamp = Stamp::of(&metadata);
         if (stamp.dev, stamp.ino) != (known.stamp.dev, known.stamp.ino) {
@@ -296,10 +297,9 @@ fn open(path: &Path) -> io::Result<File> {
 fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
     // A pipe without a writer must not block; no effect on regular files.
     let flags = flags | OFlags::NONBLOCK;
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits() as i32);
+    fault::call("source_open", || options.open(path))
 }
 
 fn read_error(path: &Path, error: io::Error) -> SourceError {

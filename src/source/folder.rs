@@ -5,7 +5,7 @@ use super::{
     SourceError, builder::Builder, files::OpenFile, gguf, hdf5, keras, landed, npy, npz, onnx,
     safetensors, sharded, tensorflow, torch, torch_distributed,
 };
-use crate::plan::EntryHeader;
+use crate::{fault, plan::EntryHeader};
 use sharded::Index;
 use std::collections::HashMap;
 use std::fs;
@@ -237,7 +237,7 @@ fn add_side_files<'a>(
 fn list(folder: &Path, builder: &mut Builder) -> Result<Vec<Listed>, SourceError> {
     let read_error = |error| SourceError::io("list", folder, error);
     let mut files = Vec::new();
-    for item in fs::read_dir(folder).map_err(read_error)? {
+    for item in fault::call("source_list", || fs::read_dir(folder)).map_err(read_error)? {
         let item = item.map_err(read_error)?;
         let (name, path) = (item.file_name(), item.path());
         let shown = name.to_string_lossy();

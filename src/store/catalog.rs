@@ -7,10 +7,11 @@ use super::{
     lock::NameLock,
     manifest::{MANIFEST_FILE, Manifest},
     publish,
+    quota::{Quota, QuotaLimits},
     space::Space,
     staging::{DATA_DIR, JOURNAL_FILE},
 };
-use crate::plan::CheckpointName;
+use crate::plan::{CheckpointName, Digest16};
 use std::path::{Path, PathBuf};
 
 const SERVICE_DIR: &str = ".tensorferry";
@@ -26,6 +27,7 @@ const MAX_DEPTH: usize = 16;
 pub(crate) struct Catalog {
     root: Dir,
     space: Space,
+    quota: Quota,
 }
 
 /// An unfinished transfer as its journal tells.
@@ -36,6 +38,9 @@ pub(crate) struct TransferSummary {
     pub(crate) total_bytes: u64,
     pub(crate) durable_bytes: u64,
     pub(crate) modified_unix_seconds: u64,
+    /// Stands for its sender, the sources and the options: all that the journal knows of
+    /// whose it is.
+    pub(crate) transfer_id: Option<Digest16>,
 }
 
 impl Catalog {
@@ -44,7 +49,20 @@ impl Catalog {
         Ok(Catalog {
             root: Dir::open_root(root)?,
             space: Space::default(),
+            quota: Quota::default(),
         })
+    }
+
+    /// From now on unfinished work has limits; what lies there already counts.
+    pub(crate) fn limit(&mut self, limits: QuotaLimits) -> Result<(), StoreError> {
+        self.quota = Quota::new(limits);
+        if self.quota.is_limited() {
+            for transfer in self.list_transfers()? {
+                let hash = transfer.name.short_hash();
+                self.quota.found(hash, transfer.total_bytes);
+            }
+        }
+        Ok(())
     }
 
     /// The folder.
@@ -55,6 +73,11 @@ impl Catalog {
     /// Promised space.
     pub(super) fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// What unfinished work may take.
+    pub(super) fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     pub(super) fn transfers(&self) -> Result<Dir, StoreError> {
@@ -133,6 +156,7 @@ impl Catalog {
             dir.remove_all(DATA_DIR)?;
             transfers.remove_all(&hash)?;
         }
+        self.quota.release(&hash);
         Ok(())
     }
 
@@ -314,6 +338,7 @@ pub(super) fn summarise(dir: &Dir) -> Option<TransferSummary> {
             .ok()
             .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
             .map_or(0, |d| d.as_secs()),
+        transfer_id: replay.state.transfer_id,
     };
     for entry in replay.state.entries.values() {
         let len = entry.record.header.byte_len;

@@ -6,6 +6,7 @@
 //! put in the way is an error, never followed.
 
 use super::error::{IoContext, StoreError};
+use crate::fault;
 use rustix::{
     fs::{self, AtFlags, Mode, OFlags, RenameFlags, ResolveFlags},
     io::Errno,
@@ -48,7 +49,8 @@ impl Dir {
         let shown = path.display().to_string();
         make_durable(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::open(path, flags, Mode::empty()).context("open", &shown)?;
+        let fd =
+            fault::call("open", || fs::open(path, flags, Mode::empty())).context("open", &shown)?;
         Ok(Dir {
             fd: Arc::new(fd),
             path: path.to_owned(),
@@ -90,7 +92,7 @@ impl Dir {
         let mut dir = self.clone();
         for part in name.split('/').filter(|p| !p.is_empty()) {
             let mode = if private { PRIVATE } else { PUBLIC };
-            match fs::mkdirat(dir.fd.as_fd(), part, mode) {
+            match fault::call("mkdirat", || fs::mkdirat(dir.fd.as_fd(), part, mode)) {
                 // Also one that exists: whoever made it may have died before its sync.
                 Ok(()) | Err(Errno::EXIST) => dir.sync()?,
                 Err(e) => return Err(e).context("make", dir.shown(part)),
@@ -105,8 +107,8 @@ impl Dir {
         let (parent, last) = self.parent_of(name)?;
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent.fd.as_fd(), last, flags, FILE_MODE)
-            .context("create", self.shown(name))?;
+        let open = || fs::openat(parent.fd.as_fd(), last, flags, FILE_MODE);
+        let fd = fault::call("create", open).context("create", self.shown(name))?;
         Ok(File::from(fd))
     }
 
@@ -129,7 +131,7 @@ impl Dir {
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         // Without NONBLOCK a FIFO in the way would hang the server.
         let fd = self.open_fd(name, access | OFlags::NONBLOCK)?;
-        let stat = fs::fstat(&fd).context("stat", self.shown(name))?;
+        let stat = fault::call("fstat", || fs::fstat(&fd)).context("stat", self.shown(name))?;
         if !fs::FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(self.is_unsafe(name, "it is not a regular file"));
         }
@@ -151,15 +153,16 @@ impl Dir {
     /// Opens a lock file, making it if need be.
     pub(crate) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(self.fd.as_fd(), name, flags, FILE_MODE)
-            .context("open", self.shown(name))?;
+        let open = || fs::openat(self.fd.as_fd(), name, flags, FILE_MODE);
+        let fd = fault::call("open_or_create", open).context("open", self.shown(name))?;
         Ok(File::from(fd))
     }
 
     /// Inode of a name, or `None`.
     pub(crate) fn inode(&self, name: &str) -> Result<Option<u64>, StoreError> {
         let (parent, last) = self.parent_of(name)?;
-        match fs::statat(parent.fd.as_fd(), last, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = || fs::statat(parent.fd.as_fd(), last, AtFlags::SYMLINK_NOFOLLOW);
+        match fault::call("statat", stat) {
             Ok(stat) => Ok(Some(stat.st_ino)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(e).context("stat", self.shown(name)),
@@ -168,17 +171,18 @@ impl Dir {
 
     /// Device of this folder.
     pub(crate) fn device(&self) -> Result<u64, StoreError> {
-        let stat = fs::fstat(self.fd.as_fd()).context("stat", self.shown(""))?;
+        let stat =
+            fault::call("fstat", || fs::fstat(self.fd.as_fd())).context("stat", self.shown(""))?;
         Ok(stat.st_dev)
     }
 
     /// When a name beneath, or this folder (an empty name), was last written to; what
     /// is gone was changed just now.
     pub(crate) fn modified(&self, name: &str) -> Result<SystemTime, StoreError> {
-        let stat = match name {
+        let stat = fault::call("statat", || match name {
             "" => fs::fstat(self.fd.as_fd()),
             name => fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW),
-        };
+        });
         match stat {
             Ok(stat) => {
                 let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
@@ -191,16 +195,17 @@ impl Dir {
 
     /// Modification time of this folder in seconds since 1970.
     pub(crate) fn modified_unix_seconds(&self) -> u64 {
-        let stat = fs::fstat(self.fd.as_fd());
+        let stat = fault::call("fstat", || fs::fstat(self.fd.as_fd()));
         stat.map_or(0, |s| u64::try_from(s.st_mtime).unwrap_or(0))
     }
 
     /// Names in this folder, sorted.
     pub(crate) fn list(&self) -> Result<Vec<(String, Node)>, StoreError> {
         let mut out = Vec::new();
-        let entries = fs::Dir::read_from(self.fd.as_fd()).context("list", self.shown(""))?;
+        let entries = fault::call("opendir", || fs::Dir::read_from(self.fd.as_fd()))
+            .context("list", self.shown(""))?;
         for entry in entries {
-            let entry = entry.context("list", self.shown(""))?;
+            let entry = fault::call("getdents", || entry).context("list", self.shown(""))?;
             let Ok(name) = entry.file_name().to_str() else {
                 continue;
             };
@@ -221,7 +226,8 @@ impl Dir {
     }
 
     fn node(&self, name: &str) -> Result<Node, StoreError> {
-        let stat = match fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = || fs::statat(self.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = match fault::call("statat", stat) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(Node::Other),
             Err(e) => return Err(e).context("stat", self.shown(name)),
@@ -245,7 +251,8 @@ impl Dir {
             Err(e) if is_not_found(&e) => return Ok(()),
             Err(e) => return Err(e),
         };
-        match fs::unlinkat(parent.0.fd.as_fd(), parent.1, AtFlags::empty()) {
+        let unlink = || fs::unlinkat(parent.0.fd.as_fd(), parent.1, AtFlags::empty());
+        match fault::call("unlinkat", unlink) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e).context("remove", self.shown(name)),
         }
@@ -253,7 +260,8 @@ impl Dir {
 
     /// Removes an empty folder; a missing one is fine. Returns whether it is gone.
     pub(crate) fn remove_empty_dir(&self, name: &str) -> bool {
-        let removed = fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
+        let unlink = || fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
+        let removed = fault::call("rmdir", unlink);
         matches!(removed, Ok(()) | Err(Errno::NOENT))
     }
 
@@ -268,7 +276,8 @@ impl Dir {
                 Node::File | Node::Other => dir.remove_file(&child)?,
             }
         }
-        match fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR) {
+        let unlink = || fs::unlinkat(self.fd.as_fd(), name, AtFlags::REMOVEDIR);
+        match fault::call("rmdir", unlink) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e).context("remove", self.shown(name)),
         }
@@ -276,15 +285,15 @@ impl Dir {
 
     /// Renames onto an absent name or an empty folder.
     pub(crate) fn rename(&self, name: &str, to: &Dir, to_name: &str) -> Result<(), StoreError> {
-        fs::renameat(self.fd.as_fd(), name, to.fd.as_fd(), to_name)
-            .context("rename to", to.shown(to_name))
+        let rename = || fs::renameat(self.fd.as_fd(), name, to.fd.as_fd(), to_name);
+        fault::call("renameat", rename).context("rename to", to.shown(to_name))
     }
 
     /// Exchanges two names.
     pub(crate) fn exchange(&self, name: &str, to: &Dir, to_name: &str) -> Result<(), StoreError> {
         let flags = RenameFlags::EXCHANGE;
-        fs::renameat_with(self.fd.as_fd(), name, to.fd.as_fd(), to_name, flags)
-            .context("exchange with", to.shown(to_name))
+        let rename = || fs::renameat_with(self.fd.as_fd(), name, to.fd.as_fd(), to_name, flags);
+        fault::call("exchange", rename).context("exchange with", to.shown(to_name))
     }
 
     /// Makes the names in this folder durable.
@@ -292,7 +301,7 @@ impl Dir {
         if cfg!(feature = "__mutant_no_dir_fsync") {
             return Ok(());
         }
-        fs::fsync(self.fd.as_fd()).context("sync", self.shown(""))
+        fault::call("fsync_dir", || fs::fsync(self.fd.as_fd())).context("sync", self.shown(""))
     }
 
     /// Fails when the file system was shut down, as after an error in its own log. A sync
@@ -305,7 +314,8 @@ impl Dir {
 
     /// Makes everything on this folder's file system durable.
     pub(crate) fn sync_file_system(&self) -> Result<(), StoreError> {
-        fs::syncfs(self.fd.as_fd()).context("sync the file system of", self.shown(""))
+        fault::call("syncfs", || fs::syncfs(self.fd.as_fd()))
+            .context("sync the file system of", self.shown(""))
     }
 
     /// Splits a relative path into its folder and last part.
@@ -320,7 +330,8 @@ impl Dir {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let opened = match fs::openat2(self.fd.as_fd(), name, flags, Mode::empty(), resolve) {
+        let open = || fs::openat2(self.fd.as_fd(), name, flags, Mode::empty(), resolve);
+        let opened = match fault::call("openat2", open) {
             // Kernels before 5.6, and sandboxes that do not know the call.
             Err(Errno::NOSYS | Errno::PERM) => self.walk(name, flags),
             other => other,
@@ -386,16 +397,15 @@ fn make_durable(path: &Path) -> Result<(), StoreError> {
         _ => Path::new("."),
     };
     make_durable(parent)?;
-    match std::fs::create_dir(path) {
+    match fault::call("mkdir", || std::fs::create_dir(path)) {
         Ok(()) => {}
         // Somebody else made it meanwhile.
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(e) => return Err(e).context("make", shown),
     }
-    let parent_dir = File::open(parent).context("open", parent.display().to_string())?;
-    parent_dir
-        .sync_all()
-        .context("sync", parent.display().to_string())
+    let parent_dir =
+        fault::call("open", || File::open(parent)).context("open", parent.display().to_string())?;
+    fault::call("fsync_dir", || parent_dir.sync_all()).context("sync", parent.display().to_string())
 }
 
 /// Whether an error says that there is nothing of that name.

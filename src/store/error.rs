@@ -17,6 +17,13 @@ pub(crate) enum StoreError {
     /// Not enough room for what was announced.
     #[error("{needed} bytes are needed and {available} are free on the receiver")]
     Space { needed: u64, available: u64 },
+    /// More than this server takes.
+    #[error("{what} {needed} bytes, the quota of the receiver is {limit}")]
+    Quota {
+        what: &'static str,
+        needed: u64,
+        limit: u64,
+    },
     /// Something with that name is there already.
     #[error("{name} already exists: {why}")]
     Exists { name: String, why: &'static str },
@@ -50,7 +57,7 @@ impl StoreError {
         match self {
             StoreError::Io { source, .. } if is_space(source) => Reason::DiskQuota,
             StoreError::Io { .. } | StoreError::Journal { .. } => Reason::StorageIoError,
-            StoreError::Space { .. } => Reason::DiskQuota,
+            StoreError::Space { .. } | StoreError::Quota { .. } => Reason::DiskQuota,
             StoreError::Exists { .. } => Reason::Exists,
             StoreError::Locked { .. } => Reason::Locked,
             StoreError::UnsafePath { .. } | StoreError::Manifest { .. } => Reason::UnsafePath,

@@ -64,6 +64,7 @@ impl Catalog {
         // The journal last: it says whose the folder is.
         dir.remove_all(DATA_DIR)?;
         transfers.remove_all(&idle.hash)?;
+        self.quota().release(&idle.hash);
         transfers.sync()?;
         lock.remove()?;
         Ok(true)

@@ -2,11 +2,12 @@
 
 use super::{
     dir::Dir,
-    durability,
+    durability::FileSystem,
     error::{IoContext, StoreError},
     write_out,
 };
 use crate::{
+    fault,
     format::npy,
     map::WriteMap,
     plan::{EntryHeader, EntryKind, Order},
@@ -87,7 +88,9 @@ impl OpenFile {
             .min(self.file_len)
             .max(end);
         let from = *allocated;
-        let done = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, upto - from);
+        let done = fault::call("fallocate", || {
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, upto - from)
+        });
         *allocated = match done {
             Ok(()) => upto,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => u64::MAX,
@@ -139,7 +142,8 @@ pub(crate) struct Files {
 impl Files {
     /// Files below `data`, which are going to be synced or not.
     pub(crate) fn new(data: Dir, mode: WriteMode, is_synced: bool) -> Result<Self, StoreError> {
-        let is_memory = durability::is_memory(&data)?;
+        let kind = FileSystem::of(&data)?;
+        let (is_memory, mode) = (kind.is_memory, kind.write_mode(mode));
         Ok(Files {
             mode,
             allocates: mode == WriteMode::Map || !is_memory,
@@ -170,12 +174,14 @@ impl Files {
         };
         let prefix = file_prefix(&slot.header);
         let shown = self.data.shown(&slot.file);
-        let len = file.metadata().context("stat", &shown)?.len();
+        let len = fault::call("fstat", || file.metadata())
+            .context("stat", &shown)?
+            .len();
         if len != prefix.len() as u64 + slot.header.byte_len {
             return Ok(false);
         }
         let mut found = vec![0; prefix.len()];
-        file.read_exact_at(&mut found, 0).context("read", &shown)?;
+        fault::call("pread", || file.read_exact_at(&mut found, 0)).context("read", &shown)?;
         Ok(found == prefix)
     }
 
@@ -251,7 +257,7 @@ impl Files {
         let path = self.data.shown(&slot.file);
         let mut rest = slices.as_mut_slice();
         while !rest.is_empty() {
-            match (&file).write_vectored(rest) {
+            match fault::call("writev", || (&file).write_vectored(rest)) {
                 Ok(0) => {
                     return Err(io::Error::from(io::ErrorKind::WriteZero)).context("write", &path);
                 }
@@ -291,10 +297,8 @@ impl Files {
         buf: &mut [u8],
     ) -> Result<(), StoreError> {
         let file = self.file(slot, true)?;
-        let done = file
-            .file
-            .read_exact_at(buf, file.prefix_len + offset)
-            .context("read", &file.path);
+        let read = || file.file.read_exact_at(buf, file.prefix_len + offset);
+        let done = fault::call("pread", read).context("read", &file.path);
         self.close_if_many(slot.number);
         done
     }
@@ -313,7 +317,8 @@ impl Files {
             // covered by it.
             lock(&self.open).closed_early = false;
             lock(&self.new_names).clear();
-            return once(|| Ok(rustix::fs::syncfs(self.whole.as_fd())?))
+            let synced = || rustix::fs::syncfs(self.whole.as_fd()).map_err(io::Error::from);
+            return once(|| fault::call("syncfs", synced))
                 .context("sync the file system of", self.data.shown(""));
         }
         let mut files = Vec::with_capacity(slots.len());
@@ -322,7 +327,8 @@ impl Files {
         }
         let new_names = std::mem::take(&mut *lock(&self.new_names));
         for file in files {
-            once(|| file.file.sync_data()).context("sync", &file.path)?;
+            once(|| fault::call("fdatasync", || file.file.sync_data()))
+                .context("sync", &file.path)?;
         }
         for folder in new_names {
             match folder.as_str() {
@@ -383,9 +389,8 @@ impl Files {
         let folder = folder_of(&slot.file);
         let file = self.data.create_anew(&slot.file)?;
         let shown = self.data.shown(&slot.file);
-        file.set_len(file_len)
-            .context("set the length of", &shown)?;
-        file.write_all_at(prefix, 0)
+        fault::call("ftruncate", || file.set_len(file_len)).context("set the length of", &shown)?;
+        fault::call("pwrite", || file.write_all_at(prefix, 0))
             .context("write the header of", &shown)?;
         lock(&self.new_names).insert(folder.to_owned());
         Ok(file)
@@ -407,7 +412,7 @@ fn write_all_parts<'a>(
     parts: impl IntoIterator<Item = &'a Bytes>,
 ) -> io::Result<()> {
     for part in parts {
-        file.write_all_at(part, at)?;
+        fault::call("pwrite", || file.write_all_at(part, at))?;
         at += part.len() as u64;
     }
     Ok(())
@@ -419,7 +424,7 @@ fn copy_parts<'a>(
     len: usize,
     parts: impl IntoIterator<Item = &'a Bytes>,
 ) -> io::Result<()> {
-    let mut map = WriteMap::new(file, at, len)?;
+    let mut map = fault::call("mmap", || WriteMap::new(file, at, len))?;
     let mut rest = map.bytes();
     for part in parts {
         let (head, tail) = rest

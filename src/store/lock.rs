@@ -4,8 +4,8 @@ use super::{
     dir::Dir,
     error::{IoContext, StoreError},
 };
-use crate::plan::CheckpointName;
-use std::{fs::File, fs::TryLockError, os::unix::fs::MetadataExt};
+use crate::{fault, plan::CheckpointName};
+use std::{fs::File, fs::TryLockError, io, os::unix::fs::MetadataExt};
 
 /// The lock of one checkpoint name; dropping it unlocks and removes the file, so
 /// that refused names leave nothing behind.
@@ -30,22 +30,20 @@ impl NameLock {
         let file_name = format!("{hash}.lock");
         loop {
             let file = locks.open_or_create(&file_name)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    return Err(StoreError::Locked {
-                        name: shown.to_owned(),
-                        why: "another process works on it",
-                    });
-                }
-                Err(TryLockError::Error(e)) => {
-                    return Err(e).context("lock", locks.shown(&file_name));
-                }
+            let locked: io::Result<bool> = fault::call("flock", || match file.try_lock() {
+                Ok(()) => Ok(true),
+                Err(TryLockError::WouldBlock) => Ok(false),
+                Err(TryLockError::Error(e)) => Err(e),
+            });
+            if !locked.context("lock", locks.shown(&file_name))? {
+                return Err(StoreError::Locked {
+                    name: shown.to_owned(),
+                    why: "another process works on it",
+                });
             }
             // The file may have been unlinked between opening and locking; then
             // the lock is worth nothing and the next round makes a new file.
-            let held = file
-                .metadata()
+            let held = fault::call("fstat", || file.metadata())
                 .context("stat", locks.shown(&file_name))?
                 .ino();
             if locks.inode(&file_name)? == Some(held) {

@@ -5,6 +5,7 @@ use super::{
     dir::Dir,
     error::{IoContext, StoreError},
 };
+use crate::fault;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -155,8 +156,7 @@ fn read_bytes(dir: &Dir) -> Result<Option<Vec<u8>>, StoreError> {
     };
     let mut bytes = Vec::new();
     let mut limited = file.take(MAX_MANIFEST_BYTES + 1);
-    limited
-        .read_to_end(&mut bytes)
+    fault::call("read", || limited.read_to_end(&mut bytes))
         .context("read", dir.shown(MANIFEST_FILE))?;
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(bad(

@@ -16,14 +16,16 @@ pub(crate) mod journal;
 mod lock;
 mod manifest;
 mod publish;
+mod quota;
 mod space;
 mod staging;
 mod write_out;
 
 pub(crate) use catalog::{Catalog, TransferSummary};
-pub(crate) use durability::of_path as durability_of;
+pub(crate) use durability::{FileSystem, of_path as durability_of};
 pub(crate) use error::StoreError;
 pub use files::WriteMode;
 pub(crate) use files::read_exact_at_most;
-pub(crate) use manifest::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor};
+pub(crate) use manifest::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor, hex};
+pub(crate) use quota::QuotaLimits;
 pub(crate) use staging::{Opened, Staging, StagingOptions};

@@ -19,6 +19,7 @@ use super::{
     staging::{DATA_DIR, JOURNAL_FILE, Staging},
 };
 use crate::{
+    fault,
     format::checksum,
     plan::{CheckpointName, EntryKind, Order},
     protocol::PublishPlan,
@@ -60,9 +61,9 @@ pub(super) fn publish(
     data.remove_file(MANIFEST_FILE)?;
     let mut file = data.create(MANIFEST_FILE)?;
     let shown = data.shown(MANIFEST_FILE);
-    file.write_all(&bytes).context("write", &shown)?;
+    fault::call("write", || file.write_all(&bytes)).context("write", &shown)?;
     if is_synced {
-        file.sync_all().context("sync", &shown)?;
+        fault::call("fsync", || file.sync_all()).context("sync", &shown)?;
         sync_folders(data, plan)?;
     }
     let overwrite = staging.open.overwrite;

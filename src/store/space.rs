@@ -4,6 +4,7 @@ use super::{
     dir::Dir,
     error::{IoContext, StoreError},
 };
+use crate::fault;
 use std::{
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
@@ -31,9 +32,13 @@ impl Space {
     /// Promises `bytes` that will be written beneath `dir`, or says how much is
     /// free.
     pub(crate) fn reserve(&self, dir: &Dir, bytes: u64) -> Result<Reservation, StoreError> {
-        let stat =
-            rustix::fs::fstatvfs(dir.as_fd()).context("ask for free space of", dir.shown(""))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let stat = fault::call("fstatvfs", || rustix::fs::fstatvfs(dir.as_fd()))
+            .context("ask for free space of", dir.shown(""))?;
+        // A file system without blocks (ramfs) says nothing about its room.
+        let free = match stat.f_blocks {
+            0 => u64::MAX,
+            _ => stat.f_bavail.saturating_mul(stat.f_frsize),
+        };
         let reserve =
             (stat.f_blocks.saturating_mul(stat.f_frsize) >> RESERVE_SHIFT).min(RESERVE_MAX_BYTES);
         let mut promised = self

@@ -9,7 +9,7 @@
 use super::{
     catalog::Catalog,
     dir::Dir,
-    durability,
+    durability::FileSystem,
     error::{IoContext, StoreError},
     files::{Files, WriteMode},
     journal::{
@@ -22,6 +22,7 @@ use super::{
     space::Reservation,
 };
 use crate::{
+    fault,
     plan::{CheckpointName, Grid},
     protocol::{
         CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan, Recovered,
@@ -151,12 +152,19 @@ impl Staging {
             .map_or(options.chunk_len, |e| e.replay.header.chunk_len);
         let grid = Grid::new(chunk_len)?;
 
+        let promised_bytes = match open.manifest {
+            ManifestPromise::Complete { total_bytes, .. } => total_bytes,
+            ManifestPromise::Open => 0,
+        };
+        let recorded_bytes = earlier.as_ref().map_or(0, Earlier::total_bytes);
+        let restart = earlier.is_none();
+        let claim = (catalog.quota()).claim(&hash, promised_bytes, recorded_bytes, restart)?;
         let reservation = catalog
             .space()
             .reserve(catalog.root(), needed_bytes(&open, present_bytes))?;
         let durability = match open.commit_mode {
             CommitMode::None => Durability::Process,
-            _ => durability::of_folder(catalog.root())?,
+            _ => FileSystem::of(catalog.root())?.durability,
         };
         catalog.prepare_target(&name)?;
 
@@ -181,6 +189,7 @@ impl Staging {
             is_synced,
         };
         let recovered = staging.begin_session(adopted)?;
+        claim.keep();
         Ok(Opened::Ready {
             staging: Arc::new(staging),
             recovered,
@@ -358,6 +367,18 @@ impl Staging {
         Ok(())
     }
 
+    /// The session has announced so many raw bytes.
+    ///
+    /// # Errors
+    /// They are more than a quota allows.
+    pub(crate) fn announced(&self, bytes: u64) -> Result<(), StoreError> {
+        let quota = self.catalog.quota();
+        match quota.is_limited() {
+            true => quota.announced(&self.name.short_hash(), bytes),
+            false => Ok(()),
+        }
+    }
+
     /// No session of this transfer was before.
     pub(super) fn is_first_session(&self) -> bool {
         self.epoch == 1
@@ -481,6 +502,14 @@ impl Earlier {
         })
     }
 
+    /// Raw bytes of the entries that were announced before.
+    fn total_bytes(&self) -> u64 {
+        let entries = self.replay.state.entries.values();
+        entries.fold(0, |sum: u64, e| {
+            sum.saturating_add(e.record.header.byte_len)
+        })
+    }
+
     fn present_bytes(&self) -> u64 {
         let Ok(grid) = self.replay.header.grid() else {
             return 0;
@@ -507,8 +536,8 @@ impl Earlier {
         (&self.file)
             .seek(SeekFrom::Start(0))
             .context("read", &shown)?;
-        std::io::copy(&mut good, &mut file).context("write", &shown)?;
-        file.sync_all().context("sync", &shown)?;
+        fault::call("copy", || std::io::copy(&mut good, &mut file)).context("write", &shown)?;
+        fault::call("fsync", || file.sync_all()).context("sync", &shown)?;
         self.dir.rename(NEW_JOURNAL_FILE, &self.dir, JOURNAL_FILE)?;
         self.dir.sync()?;
         Ok(file)

@@ -158,6 +158,13 @@ pub(crate) struct ServeArgs {
     /// 30m; 0 keeps them for ever
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "7d", env = "TENSORFERRY_STAGING_TTL")]
     pub(crate) staging_ttl: Duration,
+    /// Most bytes of one checkpoint; 0 = as many as there is room for
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_QUOTA_CHECKPOINT")]
+    pub(crate) quota_checkpoint: u64,
+    /// Most bytes of all unfinished transfers together, as announced; 0 = as many as
+    /// there is room for
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_QUOTA_STAGING")]
+    pub(crate) quota_staging: u64,
 }
 
 /// How chunks get into their files.
@@ -417,7 +424,8 @@ pub(crate) struct ListArgs {
 /// TARGET is the DEST of the push. Exit status 3 when there is neither.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
+    /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder; without a name
+    /// (ferry://HOST[:PORT] or HOST:) all unfinished transfers of the server
     #[arg(value_name = "TARGET")]
     pub(crate) target: OsString,
 }

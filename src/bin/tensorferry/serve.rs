@@ -3,7 +3,7 @@
 use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, limits, output::Output};
 use serde::Serialize;
 use std::net::SocketAddr;
-use tensorferry::{Error, Server};
+use tensorferry::{Durability, Error, Server};
 
 #[derive(Serialize)]
 struct ListeningEvent {
@@ -18,6 +18,8 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
         .budget_bytes(args.budget)
         .write_mode(args.write.into())
         .staging_ttl(args.staging_ttl)
+        .quota_checkpoint(args.quota_checkpoint)
+        .quota_staging(args.quota_staging)
         .insecure(args.insecure);
     if let Some(chunk_len) = args.chunk {
         builder = builder.chunk_len(chunk_len);
@@ -37,8 +39,13 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
         output.line(&format!("listening on {address}"));
     }
     output.talk(&format!(
-        "receiving into {}; Ctrl-C stops",
-        args.root.display()
+        "receiving into {} ({}: {}); Ctrl-C stops",
+        args.root.display(),
+        server.file_system(),
+        match server.durability() {
+            Durability::Disk => "what is durable survives a power cut",
+            _ => "nothing survives a power cut",
+        }
     ));
     server
         .serve(async {

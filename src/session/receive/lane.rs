@@ -204,6 +204,16 @@ async fn take_batch(
 ) -> Result<Vec<Pending>, SessionError> {
     if lane == 0 {
         session.core().announce(&batch)?;
+        let new_bytes = batch.entries.iter().map(|e| e.header.byte_len);
+        let new_bytes = new_bytes.fold(0, u64::saturating_add);
+        if new_bytes > 0 {
+            let earlier = session
+                .announced_bytes
+                .fetch_add(new_bytes, Ordering::Relaxed);
+            // A refusal, and no failure of the disk: what was written is still good.
+            (session.staging.announced(earlier.saturating_add(new_bytes)))
+                .map_err(|e| ProtocolError::new(e.reason(), e.to_string()))?;
+        }
     }
     let encoded_bytes: u64 = batch.chunks.iter().map(|c| u64::from(c.encoded_len)).sum();
     if encoded_bytes != payload_len as u64 {

@@ -8,6 +8,8 @@
 mod chunk;
 mod disk;
 mod lane;
+#[cfg(test)]
+mod models;
 mod open;
 mod sessions;
 mod turns;
@@ -128,6 +130,8 @@ struct Session {
     /// For the pace: what has come, and lanes that wait for the rest of a frame or
     /// for memory.
     heard_bytes: AtomicU64,
+    /// Raw bytes of all entries that were announced.
+    announced_bytes: AtomicU64,
     open_frame_count: AtomicUsize,
     short_of_memory_count: AtomicUsize,
     stages: ReceiveStages,
@@ -323,6 +327,7 @@ async fn receive_session(
         turn: watch::Sender::new(()),
         over: watch::Sender::new(false),
         heard_bytes: AtomicU64::new(0),
+        announced_bytes: AtomicU64::new(0),
         open_frame_count: AtomicUsize::new(0),
         short_of_memory_count: AtomicUsize::new(0),
     });

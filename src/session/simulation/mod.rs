@@ -4,8 +4,8 @@
 //! complete, what the link loses and where the power fails, also between any two
 //! steps of a commit. The journal is the real one, byte for byte; the disk keeps
 //! apart what was written and what was synced. After every step it is checked that
-//! each durable ack is true ([`checks`]), and at the end of every world a session
-//! without faults must publish.
+//! each durable ack is true ([`checks`]). Once the trouble stops, a session whose link
+//! lost nothing must come to its end by itself, and one begun then must publish.
 //!
 //! `TENSORFERRY_SEEDS` = how many worlds, `TENSORFERRY_SEED` = this one alone.
 

@@ -4,7 +4,7 @@ use super::{
     Mutant, Rng,
     checks::{self, Ledger},
     disk::{Disk, Journal},
-    session::{CommitStep, Committing, Frame, Session},
+    session::{CommitStep, Committing, Frame, Joined, Session},
     source::{CELL_LEN, Source, View, grid},
 };
 use crate::{
@@ -52,7 +52,7 @@ enum Event {
 
 impl Story {
     /// Everything in it with its name.
-    pub(super) fn counts(&self) -> [(&'static str, u64); 13] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 14] {
         [
             ("sessions", self.sessions),
             ("steps", self.steps),
@@ -67,6 +67,7 @@ impl Story {
             ("adoptions", self.adoptions),
             ("lanes", self.lanes),
             ("lost lanes", self.lost_lanes),
+            ("published after trouble", self.recovered),
         ]
     }
 }
@@ -87,6 +88,8 @@ pub(super) struct Story {
     pub(super) adoptions: u64,
     pub(super) lanes: u64,
     pub(super) lost_lanes: u64,
+    /// Sessions that published once the trouble stopped.
+    pub(super) recovered: u64,
 }
 
 #[derive(Debug)]
@@ -171,14 +174,27 @@ impl World {
             }
         }
         self.faults = Faults::default();
+        // What is under way goes on by itself, unless the link has lost something.
+        let goes_on = self.rng.chance(500);
         if let Some(session) = &mut self.session {
-            session.cut();
+            // Of a broken lane both ends come to know.
+            let is_lost = |l: &Joined| l.is_lost_to_sender || l.is_lost_to_receiver;
+            while let Some(at) = session.lanes.iter().position(is_lost) {
+                session.lose_lane(at, &mut self.rng);
+            }
+            if session.is_link_broken || !goes_on {
+                session.cut();
+            }
         }
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             if self.session.is_none() {
                 break;
             }
             self.step();
+            if self.is_published {
+                self.story.recovered += 1;
+                return self.story;
+            }
         }
         assert!(self.session.is_none(), "a session does not end");
         self.reopen();

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read};
 use super::chain::{Chain, Fault, Step};
 use super::header::{HeaderFault, JournalHeader};
 use super::state::{State, Violation};
+use crate::fault;
 
 /// How much is read ahead, in bytes.
 const READ_AHEAD_LEN: usize = 64 << 10;
@@ -116,7 +117,9 @@ pub(crate) fn replay(read: impl Read) -> Result<Replay, JournalError> {
 /// with what is there, not with `len`.
 fn fill(read: &mut impl Read, bytes: &mut Vec<u8>, len: usize) -> io::Result<bool> {
     let missing_len = len.saturating_sub(bytes.len());
-    read.by_ref().take(missing_len as u64).read_to_end(bytes)?;
+    fault::call("read", || {
+        read.by_ref().take(missing_len as u64).read_to_end(bytes)
+    })?;
     Ok(bytes.len() >= len)
 }
 

@@ -8,6 +8,7 @@ use super::chain::Chain;
 use super::header::JournalHeader;
 use super::record::Record;
 use super::replay::Replay;
+use crate::fault;
 
 /// The end of a journal file.
 ///
@@ -39,8 +40,8 @@ impl JournalWriter {
     pub(crate) fn create(file: File, header: &JournalHeader) -> io::Result<Self> {
         let (bytes, chain) = header.encode().map_err(invalid)?;
         // A former journal of the same header would go on behind the new one.
-        file.set_len(0)?;
-        file.write_all_at(&bytes, 0)?;
+        fault::call("ftruncate", || file.set_len(0))?;
+        fault::call("pwrite", || file.write_all_at(&bytes, 0))?;
         let len = bytes.len() as u64;
         Ok(JournalWriter {
             file,
@@ -56,7 +57,7 @@ impl JournalWriter {
     /// # Errors
     /// Of the file.
     pub(crate) fn resume(file: File, replay: &Replay) -> io::Result<Self> {
-        file.set_len(replay.good_len)?;
+        fault::call("ftruncate", || file.set_len(replay.good_len))?;
         Ok(JournalWriter {
             file,
             chain: replay.chain.clone(),
@@ -84,7 +85,7 @@ impl JournalWriter {
                 }
                 chain.append(record, &mut bytes).map_err(invalid)?;
             }
-            writer.file.write_all_at(&bytes, writer.len)?;
+            fault::call("append", || writer.file.write_all_at(&bytes, writer.len))?;
             writer.len += bytes.len() as u64;
             writer.chain = chain;
             writer.in_session = in_session;
@@ -97,7 +98,7 @@ impl JournalWriter {
     /// # Errors
     /// Of the file, or [`Poisoned`]. After either the writer is poisoned.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
-        self.unless_poisoned(|writer| writer.file.sync_data())
+        self.unless_poisoned(|writer| fault::call("fdatasync_journal", || writer.file.sync_data()))
     }
 
     /// Length of the journal in bytes.
