@@ -760,7 +760,8 @@ fn the_status_of_a_name_is_told() {
         )
     };
     fail(temp.path(), &["status", &serving.dest("one")], 3);
-    fail(temp.path(), &["status", &serving.dest("")], 2);
+    let whole_server = serving.dest("");
+    assert_eq!(succeed(temp.path(), &["status", &whole_server]), "");
     fail(temp.path(), &["status", "absent"], 3);
     fail(temp.path(), &["status", "absent/deeper"], 3);
     fail(temp.path(), &["status", "ferry://127.0.0.1:1/x"], 5);
@@ -774,6 +775,16 @@ fn the_status_of_a_name_is_told() {
         (&under_way["published"], &under_way["transfer"]["active"]),
         (&false.into(), &true.into())
     );
+    // Without a name: everything that is unfinished, and whose it is.
+    let row = last_event(
+        &succeed(temp.path(), &["status", &whole_server, "--format", "json"]),
+        "transfer",
+    );
+    assert_eq!(
+        (&row["name"], &row["active"]),
+        (&"one".into(), &true.into())
+    );
+    assert_eq!(row["owner"].as_str().map(str::len), Some(32), "{row}");
     let human = succeed(temp.path(), &["status", &dest]);
     assert!(
         human.starts_with(&format!("{dest}: receiving, ")),
