@@ -120,7 +120,7 @@ impl WriteMap {
 pub(crate) struct SourceMap {
     // Before the map: it must not be watched or known any more when that goes.
     watched: Watched,
-    _known: Known,
+    _known: Option<Known>,
     map: memmap2::Mmap,
 }
 

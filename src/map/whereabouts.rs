@@ -1,12 +1,19 @@
 //! Which file the bytes at an address come from, for maps of sources: so that a
 //! connection can have the kernel send the pages of a file instead of copying them.
 
+use rustix::fs::fstatfs;
 use std::{
     fs::File,
     sync::{Arc, PoisonError, RwLock},
 };
 
-/// Every mapped source, in no order: there are as many as files are open.
+/// Types of file systems (`statfs`) that find their pages without asking anybody: ext2 to
+/// ext4, xfs, btrfs, tmpfs. Elsewhere `sendfile` may wait for a server or a daemon, which
+/// whoever serves a network must not do; there the bytes are copied out of the map, whose
+/// pages are there already.
+const LOCAL_TYPES: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
+/// Every mapped source, in no order: at most as many as the guard watches.
 static KNOWN: RwLock<Vec<Mapped>> = RwLock::new(Vec::new());
 
 /// A file mapped from its first byte.
@@ -24,8 +31,14 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// The map at `start` shows the first `len` bytes of `file`.
-    pub(super) fn new(start: *const u8, len: usize, file: &Arc<File>) -> Self {
+    /// The map at `start` shows the first `len` bytes of `file`. `None` where the kernel
+    /// should not be asked to send its pages.
+    pub(super) fn new(start: *const u8, len: usize, file: &Arc<File>) -> Option<Self> {
+        let kind = fstatfs(file).ok()?.f_type;
+        // The type has 32 bits, whatever the width of the field.
+        if !LOCAL_TYPES.contains(&(kind as u32)) {
+            return None;
+        }
         let start = start as usize;
         let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
         known.push(Mapped {
@@ -33,16 +46,19 @@ impl Known {
             len,
             file: Arc::clone(file),
         });
-        Known { start }
+        drop(known);
+        Some(Known { start })
     }
 }
 
 impl Drop for Known {
     fn drop(&mut self) {
         let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = known.iter().position(|map| map.start == self.start) {
-            known.swap_remove(index);
-        }
+        let index = known.iter().position(|map| map.start == self.start);
+        let removed = index.map(|index| known.swap_remove(index));
+        // Closing a file may take long: not under the lock.
+        drop(known);
+        drop(removed);
     }
 }
 

@@ -28,11 +28,21 @@ const MIN_RUN_LEN: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct FileStream {
     tcp: TcpStream,
+    /// The kernel cannot send the pages of what is mapped here: they are copied.
+    copies: bool,
 }
 
 impl FileStream {
     pub(crate) fn new(tcp: TcpStream) -> Self {
-        FileStream { tcp }
+        FileStream { tcp, copies: false }
+    }
+
+    /// Where a run lies that is worth it.
+    fn file_run(&self, bytes: &[u8]) -> Option<(Arc<File>, u64)> {
+        match bytes.len() >= MIN_RUN_LEN && !self.copies {
+            true => file_of(bytes),
+            false => None,
+        }
     }
 
     /// Tries until the socket takes something or has no room.
@@ -59,12 +69,18 @@ impl FileStream {
     }
 }
 
-/// Where a run lies that is worth it.
-fn file_run(bytes: &[u8]) -> Option<(Arc<File>, u64)> {
-    match bytes.len() >= MIN_RUN_LEN {
-        true => file_of(bytes),
-        false => None,
-    }
+/// Errors of `sendfile` that say nothing of the connection.
+fn is_of_file(error: &io::Error) -> bool {
+    let of_file = [
+        Errno::INVAL,
+        Errno::NOSYS,
+        Errno::OPNOTSUPP,
+        Errno::PERM,
+        Errno::IO,
+        Errno::OVERFLOW,
+    ];
+    let errno = error.raw_os_error();
+    of_file.iter().any(|of| errno == Some(of.raw_os_error()))
 }
 
 impl AsyncWrite for FileStream {
@@ -83,22 +99,25 @@ impl AsyncWrite for FileStream {
     ) -> Poll<io::Result<usize>> {
         let skipped = bufs.iter().take_while(|buf| buf.is_empty()).count();
         let bufs = bufs.get(skipped..).unwrap_or_default();
-        if let Some((file, offset)) = bufs.first().and_then(|run| file_run(run)) {
+        if let Some((file, offset)) = bufs.first().and_then(|run| self.file_run(run)) {
             let len = bufs.first().map_or(0, |run| run.len());
             let sent = ready!(self.poll_write_with(cx, |tcp| {
                 let mut at = offset;
                 sendfile(tcp, &file, Some(&mut at), len)
-            }))?;
-            return Poll::Ready(match sent {
+            }));
+            match sent {
                 // Not "written nothing": the file was cut, and what it held is not there
                 // to be sent any more.
-                0 => Err(io::ErrorKind::UnexpectedEof.into()),
-                sent => Ok(sent),
-            });
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                // The file cannot be sent in this way, or not be read: from the map it can,
+                // or the guard and the sum of the chunk find that.
+                Err(e) if is_of_file(&e) => self.copies = true,
+                done => return Poll::Ready(done),
+            }
         }
         match bufs {
             // The head of a frame waits for the run that follows it.
-            [head, run, ..] if file_run(run).is_some() => {
+            [head, run, ..] if self.file_run(run).is_some() => {
                 self.poll_write_with(cx, |tcp| send(tcp, head, SendFlags::MORE))
             }
             _ => Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs),
