@@ -429,6 +429,14 @@ fn check_published(catalog: &Catalog, open: &Open) -> Result<Option<Opened>, Sto
         && manifest.fingerprint == open.fingerprint.map(hex)
         && manifest.transfer_id == hex(open.transfer_id);
     if same {
+        // A publication whose last syncs failed may be what stands here.
+        if let Some(staging) = catalog.transfers()?.try_sub(&name.short_hash())?
+            && staging.try_open(JOURNAL_FILE, false)?.is_some()
+        {
+            catalog.target(name)?.0.sync()?;
+            staging.sync()?;
+            staging.check_alive(JOURNAL_FILE)?;
+        }
         catalog.remove_staging(name)?;
         return Ok(Some(Opened::Unchanged {
             manifest: Box::new(manifest),

@@ -23,6 +23,8 @@ use std::{
 
 /// Raw bytes of small chunks that go through the workers together.
 const JOB_BYTES: usize = 64 << 10;
+/// Bytes that one thread writes to a file before other jobs get its place.
+const TURN_BYTES: usize = 16 << 20;
 /// What a zero cell is written from.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
@@ -143,13 +145,26 @@ fn spawn_place(session: &Arc<Session>, job: Job) {
     let Some(first) = session.turns.begin(file, job) else {
         return;
     };
-    session.job(on_io, move |session| {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            place_all(session, job);
-            next = session.turns.next(file);
+    session.job(on_io, move |session| write_in_turn(session, file, first));
+}
+
+/// Writes what waits at a file, and after a while lets the jobs of others go first: there
+/// are few I/O threads, for all sessions.
+fn write_in_turn(session: &Arc<Session>, file: u32, first: Job) {
+    let mut next = Some(first);
+    let mut written_bytes = 0;
+    while let Some(job) = next {
+        if written_bytes >= TURN_BYTES {
+            return session.job(on_io, move |session| write_in_turn(session, file, job));
         }
-    });
+        written_bytes += job
+            .writes
+            .iter()
+            .map(|write| write.raw.len())
+            .sum::<usize>();
+        place_all(session, job);
+        next = session.turns.next(file);
+    }
 }
 
 /// On an I/O thread.

@@ -26,13 +26,19 @@ pub(super) fn spawn_compare(session: &Arc<Session>, job: CompareJob) {
     // the same budget as chunks.
     tokio::spawn(async move {
         let reserved = session.budget.reserve(u64::from(job.raw_len)).await;
-        read_and_compare(&session, job, reserved);
+        // What a session that is over wanted to know keeps its name from the next one.
+        if !*session.over.borrow() {
+            read_and_compare(&session, job, reserved);
+        }
         session.job_count.fetch_sub(1, Ordering::AcqRel);
     });
 }
 
 fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved) {
     session.job(on_io, move |session| {
+        if *session.over.borrow() {
+            return;
+        }
         let mut bytes = vec![0; job.raw_len as usize];
         let work = session.stages.work(PipelineStage::Place);
         match session

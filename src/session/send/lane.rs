@@ -31,6 +31,8 @@ use tonic::Streaming;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Times that a lane is made again after it was lost.
 const MAX_LANE_LOSSES: u32 = 8;
+/// A lane that lasted so long is no sign that the next one will be lost, too.
+const LASTING_LANE: Duration = Duration::from_secs(30);
 /// Pause before a lost lane is made again, doubled each time.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
 /// A full lane looks again after this time even if nothing is heard.
@@ -188,18 +190,28 @@ pub(super) async fn keep_lane(session: Arc<Session>, slot: u32, queue: Arc<Mutex
     if active.wait_for(|count| slot < *count).await.is_err() {
         return;
     }
-    let mut pause = REJOIN_PAUSE;
-    for _ in 0..=MAX_LANE_LOSSES {
+    let (mut pause, mut loss_count) = (REJOIN_PAUSE, 0);
+    while loss_count <= MAX_LANE_LOSSES {
         let lane = session.next_lane.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
         match join(&session, lane, slot, &queue).await {
             Err(SendError::Disconnected { message }) => {
                 tracing::debug!(lane, message, "a lane was lost");
             }
+            // The receiver may not have noticed yet that this slot's last lane is gone.
+            Err(SendError::Refused {
+                reason: Reason::TooMany,
+                message,
+            }) if loss_count > 0 => tracing::debug!(lane, message, "no room for a lane yet"),
             // A receiver that refuses a lane, or ends one, has its reasons: what
             // concerns the session is said on lane 0.
             Ok(()) | Err(SendError::Refused { .. }) => return,
             Err(error) => return session.fail(error),
         }
+        if begun.elapsed() >= LASTING_LANE {
+            (pause, loss_count) = (REJOIN_PAUSE, 0);
+        }
+        loss_count += 1;
         sleep(pause).await;
         pause *= 2;
     }
