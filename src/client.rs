@@ -116,6 +116,13 @@ impl Client {
     /// [`Error::Usage`] when that is no address.
     pub fn new(authority: &str) -> Result<Client, Error> {
         let authority = with_port(authority);
+        // What is no port would silently become that of http.
+        let port = authority.rsplit_once(':').map(|(_, port)| port.parse());
+        if !matches!(port, Some(Ok(1..=u16::MAX))) {
+            return Err(Error::Usage(format!(
+                "{authority:?} does not end in a port from 1 to 65535"
+            )));
+        }
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))
             .map_err(|e| Error::Usage(format!("{authority:?} is not an address: {e}")))?
             .connect_timeout(CONNECT_TIMEOUT)

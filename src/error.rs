@@ -151,8 +151,11 @@ impl Error {
         } = self
         {
             return Some(
-                "nothing is lost: another push of the same source goes on with this one's work; `tensorferry status` shows how far it is",
+                "another push took this one's place: it goes on with what is durable, unless it was told to --restart; `tensorferry status` shows how far it is",
             );
+        }
+        if let Error::Source(SourceError::Malformed { .. }) = self {
+            return Some("the source is incomplete or damaged: nothing of it was published");
         }
         Some(match self.code() {
             ErrorCode::Network => {
@@ -166,7 +169,7 @@ impl Error {
                 "choose another name; a published checkpoint, and nothing else, can be replaced with --overwrite"
             }
             ErrorCode::Busy => {
-                "a transfer that is running has to end first (`tensorferry status` tells); only one that nobody continues should give way, by `tensorferry discard` or `push --restart`: its unfinished work is lost, and a running one is ended"
+                "wait for a transfer that is running there, or stop it where it runs (`tensorferry status` tells); unfinished work that nobody goes on with gives way to `tensorferry discard` or `push --restart`"
             }
             ErrorCode::SourceChanged => {
                 "run the same command again when nobody writes the source: what is still equal is not sent again"

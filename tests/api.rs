@@ -35,6 +35,17 @@ fn all_that_a_caller_holds_goes_to_any_thread() {
 }
 
 #[test]
+fn what_is_no_port_is_refused_and_never_another_port() {
+    for good in ["lab", "lab:1", "[::1]", "[::1]:65535"] {
+        Client::new(good).unwrap();
+    }
+    for bad in ["lab:", "lab:x", "lab:0", "lab:65536", "lab:-1", "[::1]:x"] {
+        let error = Client::new(bad).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "{bad}: {error}");
+    }
+}
+
+#[test]
 fn what_is_awaited_may_be_spawned() {
     let client = Client::new("localhost").unwrap();
     let name: CheckpointName = "a".parse().unwrap();

@@ -172,7 +172,9 @@ async fn a_push_is_never_faster_than_its_rate() {
     });
     let begun = Instant::now();
     let push = server.client().push(source, &name("model"), options);
-    tokio::time::timeout(HANG, push).await.unwrap().unwrap();
+    let report = tokio::time::timeout(HANG, push).await.unwrap().unwrap();
+    // And it says that this was why, not the network.
+    assert!(report.stages.is_rate_limited(), "{:?}", report.stages);
     // One chunk and a twentieth of a second go at once.
     let least = (len - u64::from(chunk_len)) as f64 / rate as f64 - 0.05;
     let seconds = begun.elapsed().as_secs_f64();

@@ -298,7 +298,7 @@ impl ServerBuilder {
         Grid::new(self.chunk_len)?;
         if self.budget_bytes < BUDGET_BYTES_MIN {
             return Err(Error::Usage(format!(
-                "a budget of {} bytes does not hold one chunk of the largest length, {BUDGET_BYTES_MIN} bytes: raise it",
+                "a budget of {} bytes does not hold one chunk of the largest length: a server needs at least {BUDGET_BYTES_MIN} bytes (8 MiB)",
                 self.budget_bytes
             )));
         }

@@ -208,8 +208,14 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
             sessions: report.session_count,
             codec: stages::codec_word(&report.codecs),
             lanes: report.stages.lanes,
-            bottleneck: bottleneck.map(|row| row.stage.as_str()),
-            bottleneck_side: bottleneck.map(|row| row.side.as_str()),
+            bottleneck: match report.stages.is_rate_limited() {
+                true => Some("rate_limit"),
+                false => bottleneck.map(|row| row.stage.as_str()),
+            },
+            bottleneck_side: match report.stages.is_rate_limited() {
+                true => Some("sender"),
+                false => bottleneck.map(|row| row.side.as_str()),
+            },
             stages: stages::figures(&report.stages),
         },
     );

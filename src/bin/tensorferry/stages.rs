@@ -16,8 +16,13 @@ pub(crate) struct StageFigures {
 pub(crate) fn line(stages: &Stages) -> Option<String> {
     let ranking = stages.ranking();
     let mut rows = ranking.iter();
-    let first = rows.next()?;
-    let mut text = format!("limited by: {} (busy {} %)", words(first), percent(first));
+    let mut text = if stages.is_rate_limited() {
+        let waited = stages.rate_wait.as_secs_f64() / stages.elapsed.as_secs_f64().max(1e-9);
+        format!("limited by: --bwlimit (waited {:.0} %)", waited * 100.0)
+    } else {
+        let first = rows.next()?;
+        format!("limited by: {} (busy {} %)", words(first), percent(first))
+    };
     if let Some(second) = rows.next().filter(|row| percent(row) > 0) {
         text += &format!(", then {} ({} %)", words(second), percent(second));
     }

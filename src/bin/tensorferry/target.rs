@@ -49,7 +49,22 @@ impl Target {
             Some(0) if host_len == 0 => Err(Error::Usage(format!(
                 "{plain:?} names no host; a local folder is written ./{plain}"
             ))),
-            Some(at) => Ok(server(&plain[..host_len + at], &plain[host_len + at + 1..])),
+            Some(at) => {
+                let (host, name) = (&plain[..host_len + at], &plain[host_len + at + 1..]);
+                let digits = name.split(['/', ':']).next().unwrap_or_default();
+                // Nobody can tell whether a name or a port was meant.
+                if !digits.is_empty()
+                    && digits.len() < name.len()
+                    && digits.bytes().all(|b| b.is_ascii_digit())
+                {
+                    let rest = name[digits.len() + 1..].trim_start_matches('/');
+                    return Err(Error::Usage(format!(
+                        "{plain:?} may mean a port: write ferry://{host}:{digits}/{rest}, or \
+                         ferry://{host}/{name} for a checkpoint of that name"
+                    )));
+                }
+                Ok(server(host, name))
+            }
         }
     }
 }
@@ -111,6 +126,7 @@ mod tests {
             ("lab:run7", "lab", "run7"),
             ("lab:a/b", "lab", "a/b"),
             ("lab:", "lab", ""),
+            ("lab:2024", "lab", "2024"),
             ("[::1]:run7", "[::1]", "run7"),
         ] {
             assert_eq!(parse(text).unwrap(), server(authority, name), "{text}");
@@ -122,7 +138,14 @@ mod tests {
                 "{folder}"
             );
         }
-        for bad in ["", "http://lab/x", "ferry:///x", ":x"] {
+        for bad in [
+            "",
+            "http://lab/x",
+            "ferry:///x",
+            ":x",
+            "lab:7744/run7",
+            "lab:7744:run7",
+        ] {
             assert!(matches!(parse(bad), Err(Error::Usage(_))), "{bad}");
         }
     }

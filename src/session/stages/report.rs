@@ -12,6 +12,8 @@ pub struct Stages {
     pub elapsed: Duration,
     /// Lanes that carried chunks, at most at a time.
     pub lanes: u32,
+    /// Chunks were ready and waited for the rate that the user allows.
+    pub rate_wait: Duration,
     /// The sender's. Until the receiver's are known all waiting for it is put down to
     /// the network.
     pub sender: SenderStages,
@@ -48,6 +50,7 @@ impl Stages {
         let mut stages = Stages {
             elapsed,
             lanes,
+            rate_wait: Duration::ZERO,
             sender,
             receiver,
         };
@@ -113,6 +116,12 @@ impl Stages {
         let mut shares = self.shares();
         shares.sort_by_key(|row| std::cmp::Reverse(row.times.busy));
         shares
+    }
+
+    /// Whether the rate that the user allows limited the session, more than any stage.
+    pub fn is_rate_limited(&self) -> bool {
+        let busiest = self.bottleneck().map(|row| row.times.busy);
+        self.rate_wait > busiest.unwrap_or_default()
     }
 
     /// The stage that limited the session: the busiest. `None` when nothing was sent or

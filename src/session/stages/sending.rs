@@ -38,6 +38,8 @@ pub(in crate::session) struct SendFlow {
     is_rate_limited: bool,
 
     no_room: Duration,
+    /// Chunks were ready and waited for the rate that the user allows.
+    rate_wait: Duration,
     source_wait: Duration,
     /// No cell can be begun until acks come, as far as what is in flight is on its way and
     /// no lane is at work; or lanes wait for acks or for the rate with chunks at hand.
@@ -61,10 +63,11 @@ impl Flow for SendFlow {
             let away_share = self.away_bytes() as f64 / self.in_flight_bytes.max(1) as f64;
             waiting = waiting.max(away_share * rest);
         }
-        if self.is_rate_limited {
-            waiting = 1.0;
+        // What the user wants to wait is nobody's fault.
+        match self.is_rate_limited {
+            true => self.rate_wait += time.mul_f64(rest),
+            false => self.ack_wait += time.mul_f64(waiting.min(rest)),
         }
-        self.ack_wait += time.mul_f64(waiting.min(rest));
         if self.awaits_source && self.in_flight_bytes == 0 {
             self.source_wait += time;
         }
@@ -186,7 +189,9 @@ impl SendStages {
                 blocked: by_receiver,
             },
         };
-        Stages::new(elapsed, flow.most_lanes, sender, receiver)
+        let mut stages = Stages::new(elapsed, flow.most_lanes, sender, receiver);
+        stages.rate_wait = flow.rate_wait.min(elapsed);
+        stages
     }
 }
 
