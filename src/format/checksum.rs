@@ -50,7 +50,7 @@ impl RunningCrc32c {
 ///
 /// A sum is a polynomial over GF(2) modulo that of the CRC, and bytes that follow multiply
 /// it by x^8 each: the sum of the whole is `a * x^(8 * b_len) + b`. The powers are products
-/// of those in [`SQUARES`], a single one for a cell whose length is a power of two.
+/// of those in `SQUARES`, a single one for a cell whose length is a power of two.
 pub fn combine(a: u32, b: u32, b_len: u64) -> u32 {
     // The bits of a length in bytes begin at x^8, the third square of x.
     let set_bits = (0..u64::BITS as usize).filter(|bit| b_len >> bit & 1 == 1);
