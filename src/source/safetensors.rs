@@ -1,17 +1,13 @@
 //! safetensors: `u64 N`, `N` bytes of JSON, data without holes.
 
 use super::{SourceError, builder::Builder, files::OpenFile};
-use crate::format::Dtype;
+pub use crate::format::safetensors::MAX_HEADER_LEN;
+use crate::format::safetensors::{METADATA_KEY, PREFIX_LEN, dtype_of};
 use crate::plan::{EntryHeader, MAX_DIMENSIONS, MAX_ENTRIES, PlanError, clip};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
-
-/// Longest JSON header in bytes, as in the reference implementation.
-pub const MAX_HEADER_LEN: u64 = 100_000_000;
-/// Bytes of the length in front of the header.
-const PREFIX_LEN: u64 = 8;
 
 /// What the JSON header of a file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,34 +172,6 @@ pub(super) fn load_some(
     Ok(())
 }
 
-fn dtype_of(name: &str) -> Option<Dtype> {
-    Some(match name {
-        "BOOL" => Dtype::Bool,
-        "U8" => Dtype::U8,
-        "I8" => Dtype::I8,
-        "U16" => Dtype::U16,
-        "I16" => Dtype::I16,
-        "U32" => Dtype::U32,
-        "I32" => Dtype::I32,
-        "U64" => Dtype::U64,
-        "I64" => Dtype::I64,
-        "F16" => Dtype::F16,
-        "F32" => Dtype::F32,
-        "F64" => Dtype::F64,
-        "BF16" => Dtype::Bf16,
-        "C64" => Dtype::C64,
-        "F8_E4M3" => Dtype::F8E4m3fn,
-        "F8_E5M2" => Dtype::F8E5m2,
-        "F8_E4M3FNUZ" => Dtype::F8E4m3fnuz,
-        "F8_E5M2FNUZ" => Dtype::F8E5m2fnuz,
-        "F8_E8M0" => Dtype::F8E8m0fnu,
-        "F4" => Dtype::F4E2m1fn,
-        "F6_E2M3" => Dtype::F6E2m3fn,
-        "F6_E3M2" => Dtype::F6E3m2fn,
-        _ => return None,
-    })
-}
-
 /// The JSON as it stands, in its order and with names that occur twice.
 #[derive(Default)]
 struct RawHeader {
@@ -237,7 +205,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut header = RawHeader::default();
         let mut metadata_count = 0;
         while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
+            if name == METADATA_KEY {
                 metadata_count += 1;
                 header.metadata = map.next_value::<Metadata>()?.0;
             } else if header.tensors.len() as u64 == MAX_ENTRIES {

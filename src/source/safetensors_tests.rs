@@ -1,4 +1,6 @@
 use super::*;
+use crate::format::Dtype;
+use crate::format::safetensors::{TensorSpec, encode_header, name_of};
 use proptest::prelude::*;
 
 fn parse(json: &str, data_len: u64) -> Result<Header, HeaderError> {
@@ -152,5 +154,39 @@ proptest! {
             let total: u64 = header.tensors.iter().map(|t| t.header.byte_len).sum();
             prop_assert_eq!(total, len);
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back_as_it_was(
+        shapes in proptest::collection::vec(
+            (0..Dtype::ALL.len(), proptest::collection::vec(0u64..9, 0..4)), 0..20),
+        metadata in proptest::collection::btree_map(any::<String>(), any::<String>(), 0..3),
+    ) {
+        let named: Vec<_> = shapes.iter().enumerate()
+            .map(|(i, (dtype, shape))| (format!("tensor {}", i * 7919 % 20), Dtype::ALL[*dtype], shape))
+            .filter(|(_, dtype, shape)| name_of(*dtype).is_some() && dtype.byte_len(shape).is_some())
+            .collect();
+        let specs: Vec<_> = named.iter()
+            .map(|(name, dtype, shape)| TensorSpec { name, dtype: *dtype, shape })
+            .collect();
+        let file = encode_header(&specs, &metadata).unwrap();
+        let data_start = file.header.len() as u64;
+        prop_assert_eq!(data_start % 8, 0);
+        let read = parse_header(&file.header[8..], file.file_len - data_start).unwrap();
+        prop_assert_eq!(&read.metadata, &metadata);
+        prop_assert_eq!(read.tensors.len(), specs.len());
+        let mut at = data_start;
+        for &index in &file.order {
+            let found = read.tensors.iter().find(|t| t.header.name == specs[index].name).unwrap();
+            prop_assert_eq!(found.header.dtype(), Some(specs[index].dtype));
+            prop_assert_eq!(&found.header.shape, specs[index].shape);
+            prop_assert_eq!(file.offsets[index], at);
+            prop_assert_eq!(data_start + found.data_offset, at);
+            prop_assert_eq!(at % specs[index].dtype.bits().div_ceil(8), 0);
+            at += found.header.byte_len;
+        }
+        prop_assert_eq!(file.file_len, at);
     }
 }
