@@ -29,7 +29,9 @@ targets=$target
 # The name of the test that feeds a target.
 declare -A tests=([npy]=npy_headers [safetensors]=safetensors_headers [sender_frames]=streams_of_sender_frames
     [receiver_frames]=receiver_frames [journal]=journals [roles]=schedules_of_both_roles [chunk]=encoded_chunks
-    [names]=names)
+    [names]=names [gguf]=gguf_headers [onnx]=onnx_models [tensorflow_index]=tensorflow_indexes
+    [tensorflow_graph]=tensorflow_graphs [saved_model]=saved_models [archive]=archives [torch]=pickles_of_pytorch
+    [hdf5]=headers_of_hdf5)
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -1,6 +1,7 @@
 //! Landed checkpoints on this machine: opened and mapped, verified, listed,
 //! and the unfinished ones discarded.
 
+mod container;
 mod folder;
 mod info;
 mod verify;
@@ -16,11 +17,12 @@ use crate::{
     store::{Catalog, MANIFEST_FILE, Manifest, StoreError},
 };
 use bytemuck::AnyBitPattern;
+use container::Container;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
-use verify::check_header;
 
 /// A folder that this program has landed.
 ///
@@ -57,6 +59,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     info: CheckpointInfo,
     index_by_name: HashMap<String, usize>,
+    container: OnceLock<Container>,
 }
 
 /// One tensor, mapped. It stays valid when the [`Checkpoint`] is dropped.
@@ -102,6 +105,7 @@ impl Checkpoint {
             dir: dir.to_owned(),
             info,
             index_by_name,
+            container: OnceLock::new(),
         })
     }
 
@@ -149,11 +153,10 @@ impl Checkpoint {
         else {
             return Ok(None);
         };
-        let file = match self.open_file(&info.file, info.data_offset + info.byte_len)? {
+        let file = match self.open_tensor(info)? {
             Ok(file) => file,
             Err(why) => return Err(damaged(&info.name, why)),
         };
-        check_header(info, &file).map_err(|why| damaged(&info.name, why))?;
         let map = ReadMap::new(&file).map_err(|source| StoreError::Io {
             op: "map",
             path: self.folder.root().shown(&info.file),
@@ -173,8 +176,13 @@ impl TensorView {
     /// The elements as raw bytes.
     pub fn bytes(&self) -> &[u8] {
         // The map is as long as the manifest promises: checked when it was made.
-        let at = usize::try_from(self.info.data_offset).unwrap_or(usize::MAX);
-        self.map.get(at..).unwrap_or_default()
+        let end = self.info.data_offset.saturating_add(self.info.byte_len);
+        let range = usize::try_from(self.info.data_offset)
+            .ok()
+            .zip(usize::try_from(end).ok());
+        range
+            .and_then(|(at, end)| self.map.get(at..end))
+            .unwrap_or_default()
     }
 
     /// The elements as values, in the order of the file.

@@ -9,7 +9,7 @@ use crate::{
         RateLimit,
     },
     plan::{CheckpointName, Digest16, EntryKind, digest_entries},
-    protocol::{Done, Layout, ManifestPromise, Open, OutFormat, Reason},
+    protocol::{Done, Layout, ManifestPromise, NpyDtype, Open, OutFormat, Reason},
     session::{
         Connect, ProgressCell, REHEARSAL_FORMAT, Rehearsal, SendContext, SendError, SendLane,
         Stage, Task, Throttle, cancelled, read_rate, send, status_error,
@@ -166,8 +166,25 @@ impl Client {
         target: String,
         options: PushOptions,
     ) -> Transfer {
-        let open = open_of_set(name, &target, &source, &options);
-        self.start(Supply::Complete(source), open, target, options, None)
+        let (source, container_header_len, checked) = match options.out_format {
+            OutFormat::Npy => (source, 0, Ok(())),
+            OutFormat::Safetensors => match source.for_safetensors() {
+                Ok((ordered, header_len)) => (Arc::new(ordered), header_len, Ok(())),
+                Err(why) => (source, 0, Err(Error::Usage(why))),
+            },
+        };
+        let open = Open {
+            container_header_len,
+            ..open_of_set(name, &target, &source, &options)
+        };
+        self.start(
+            Supply::Complete(source),
+            open,
+            target,
+            options,
+            None,
+            checked,
+        )
     }
 
     /// Pushes a checkpoint that is still being produced: its entries are added to the
@@ -209,6 +226,10 @@ impl Client {
         key: &str,
         options: PushOptions,
     ) -> Result<OpenPush, Error> {
+        if options.out_format != OutFormat::Npy {
+            let why = "a checkpoint that is still being produced lands as .npy files only";
+            return Err(Error::Usage(why.to_owned()));
+        }
         let source = Arc::new(GrowingSource::new()?);
         let target = name.as_str().to_owned();
         let open = Open {
@@ -218,7 +239,7 @@ impl Client {
             ..open_of_key(name, &target, key, &options)
         };
         let supply = Supply::Growing(Arc::clone(&source));
-        let transfer = self.start(supply, open, target, options, None);
+        let transfer = self.start(supply, open, target, options, None, Ok(()));
         Ok(OpenPush::new(source, transfer))
     }
 
@@ -238,7 +259,7 @@ impl Client {
             source_format: REHEARSAL_FORMAT.to_owned(),
             ..open
         };
-        Ok(self.start(source, open, target, options, Some(rehearsal)))
+        Ok(self.start(source, open, target, options, Some(rehearsal), Ok(())))
     }
 
     fn start(
@@ -248,6 +269,7 @@ impl Client {
         target: String,
         options: PushOptions,
         rehearsal: Option<Rehearsal>,
+        checked: Result<(), Error>,
     ) -> Transfer {
         let progress = Arc::new(ProgressCell::default());
         let (cancel, cancelled) = watch::channel(false);
@@ -269,7 +291,7 @@ impl Client {
             target,
             options,
         };
-        Transfer::new(Task::spawn(push.run()), progress, cancel)
+        Transfer::new(Task::spawn(push.run(checked)), progress, cancel)
     }
 
     /// Checkpoints and transfers whose names begin with `prefix`.
@@ -431,9 +453,10 @@ struct Push {
 }
 
 impl Push {
-    async fn run(mut self) -> Result<TransferReport, Error> {
+    async fn run(mut self, checked: Result<(), Error>) -> Result<TransferReport, Error> {
         let begun = Instant::now();
         self.options.check()?;
+        checked?;
         let _follower = self.limit_rate().await?;
         let mut open = self.open.clone();
         self.context.progress.update(|p| {
@@ -592,10 +615,14 @@ fn open_of_set(
 fn open_of_key(name: &CheckpointName, target: &str, key: &str, options: &PushOptions) -> Open {
     let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 open transfer");
     let layout = layout_word(options.layout);
-    for field in [target.as_bytes(), &machine_id(), key.as_bytes(), layout] {
-        hasher.update(&(field.len() as u64).to_le_bytes());
-        hasher.update(field);
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for bytes in [target.as_bytes(), &machine_id(), key.as_bytes(), layout] {
+        field(bytes);
     }
+    shape_words(options, &mut field);
     Open {
         transfer_id: crate::plan::first_16(hasher.finalize()),
         source_format: "memory".to_owned(),
@@ -614,12 +641,24 @@ fn open_of(name: &CheckpointName, options: &PushOptions) -> Open {
         chunk_len: options.chunk_len,
         commit_mode: options.commit_mode,
         layout: options.layout,
-        out_format: OutFormat::Npy,
+        out_format: options.out_format,
+        container_header_len: 0,
+        npy_dtype: options.npy_dtype,
         overwrite: options.overwrite,
         restart: options.restart,
         verify: options.verify,
         metadata: Default::default(),
         source_format: String::new(),
+    }
+}
+
+/// Nothing, where files are as they always are.
+fn shape_words(options: &PushOptions, field: &mut impl FnMut(&[u8])) {
+    if options.out_format == OutFormat::Safetensors {
+        field(b"out-format safetensors");
+    }
+    if options.npy_dtype == NpyDtype::Named {
+        field(b"npy-dtype named");
     }
 }
 
@@ -649,6 +688,7 @@ fn transfer_id(target: &str, source: &SourceSet, options: &PushOptions) -> Diges
         .iter()
         .any(|e| e.header.kind == EntryKind::Blob);
     field(&[u8::from(has_files)]);
+    shape_words(options, &mut field);
     // Nothing, where all is taken: such transfers are what they were before one could select.
     if !source.selection().is_empty() {
         field(source.selection());

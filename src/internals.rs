@@ -11,8 +11,8 @@ use crate::{
     plan::{CHUNK_LEN_DEFAULT, EntryHeader, Grid},
     protocol::{
         Announcement, Arrival, Batch, ChunkHead, CommitMode, CommitPolicy, Group, Layout,
-        ManifestPromise, Open, OutFormat, Placement, ReceiveAction, Receiver, ReceiverConfig,
-        SenderFrame,
+        ManifestPromise, NpyDtype, Open, OutFormat, Placement, ReceiveAction, Receiver,
+        ReceiverConfig, SenderFrame,
     },
     store::{Catalog, Opened, Staging, StagingOptions},
     wire::{Event, FrameParser, encode_sender_frame, frame_head},
@@ -68,6 +68,7 @@ impl StagedTensor {
             chunk_len: cell_len,
             layout: 1,
             out_format: 1,
+            npy_dtype: 1,
         };
         let opened = Staging::open(&Catalog::open(root).unwrap(), open(), options).unwrap();
         let Opened::Ready { staging, recovered } = opened else {
@@ -134,6 +135,8 @@ fn open() -> Open {
         commit_mode: CommitMode::Group,
         layout: Layout::Named,
         out_format: OutFormat::Npy,
+        container_header_len: 0,
+        npy_dtype: NpyDtype::Bytes,
         overwrite: false,
         restart: false,
         verify: false,
@@ -154,6 +157,7 @@ fn receiver_config() -> ReceiverConfig {
             max_undurable_bytes: u64::MAX,
         },
         layout: Layout::Named,
+        container_header_len: None,
         manifest: ManifestPromise::Open,
         fingerprint: None,
     }

@@ -93,8 +93,8 @@ pub use open_push::OpenPush;
 pub use options::{BUDGET_BYTES_DEFAULT, LANES_MAX, Lanes, PushOptions, RateLimit};
 pub use plan::CheckpointName;
 pub use protocol::{
-    CommitMode, Durability, Layout, PipelineStage, Reason, ReceiverStages, SenderStages, Side,
-    StageTimes,
+    CommitMode, Durability, Layout, NpyDtype, OutFormat, PipelineStage, Reason, ReceiverStages,
+    SenderStages, Side, StageTimes,
 };
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage, StageShare, Stages};

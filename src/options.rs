@@ -4,8 +4,8 @@ use crate::{
     error::Error,
     format::codec::CodecChoice,
     plan::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, Grid},
-    protocol::{CommitMode, Layout},
-    source::ReadMode,
+    protocol::{CommitMode, Layout, NpyDtype, OutFormat},
+    source::{ReadMode, SourceSet},
 };
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -51,6 +51,11 @@ pub struct PushOptions {
     pub commit_mode: CommitMode,
     /// How the files are named.
     pub layout: Layout,
+    /// What the receiver writes. One safetensors file takes only what the format has a name
+    /// for, in C order and little-endian, and no [`OpenPush`](crate::OpenPush).
+    pub out_format: OutFormat,
+    /// How `.npy` files name types that numpy has no name for.
+    pub npy_dtype: NpyDtype,
     /// Replace a published checkpoint of the same name.
     pub overwrite: bool,
     /// Throw unfinished work of that name away first, whoever it belongs to.
@@ -78,6 +83,8 @@ impl Default for PushOptions {
             chunk_len: None,
             commit_mode: CommitMode::Group,
             layout: Layout::Named,
+            out_format: OutFormat::Npy,
+            npy_dtype: NpyDtype::Bytes,
             overwrite: false,
             restart: false,
             verify: false,
@@ -92,6 +99,19 @@ impl Default for PushOptions {
 }
 
 impl PushOptions {
+    /// Whether a push of this source can begin, as far as this side can tell.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: a value is out of its range, or the source does not fit
+    /// [`PushOptions::out_format`].
+    pub fn check_for(&self, source: &SourceSet) -> Result<(), Error> {
+        self.check()?;
+        match self.out_format {
+            OutFormat::Npy => Ok(()),
+            OutFormat::Safetensors => source.for_safetensors().map(drop).map_err(Error::Usage),
+        }
+    }
+
     /// # Errors
     /// A value is out of its range.
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -113,6 +133,13 @@ impl PushOptions {
                  {lanes} lanes, {needed} bytes: raise the budget, or take fewer lanes or shorter chunks",
                 self.budget_bytes
             )));
+        }
+        let is_npy = self.out_format == OutFormat::Npy;
+        if !is_npy && (self.layout != Layout::Named || self.npy_dtype != NpyDtype::Bytes) {
+            return Err(Error::Usage(
+                "layout and npy dtype are about .npy files: a safetensors file has neither"
+                    .to_owned(),
+            ));
         }
         if let RateLimit::BytesPerSecond(rate) = self.rate_limit {
             check_rate(rate).map_err(Error::Usage)?;

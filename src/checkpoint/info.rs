@@ -4,7 +4,7 @@ use super::damaged;
 use crate::{
     error::Error,
     format::Dtype,
-    protocol::Durability,
+    protocol::{CONTAINER_FILE, Durability},
     store::{MANIFEST_FILE, Manifest, ManifestBlob, ManifestTensor},
 };
 use std::collections::BTreeMap;
@@ -47,8 +47,10 @@ pub struct TensorInfo {
     pub fortran_order: bool,
     /// Elements are big-endian.
     pub big_endian: bool,
-    /// The `.npy` file, beneath the folder.
+    /// The file, beneath the folder: a `.npy` of its own, or a `.safetensors` for all.
     pub file: String,
+    /// `descr` of a `.npy` header.
+    pub npy_descr: String,
     /// Bytes before the first element.
     pub data_offset: u64,
     /// Length of the elements in bytes.
@@ -115,6 +117,13 @@ impl CheckpointInfo {
     }
 }
 
+impl TensorInfo {
+    /// Other tensors lie in the same file.
+    pub(super) fn is_in_container(&self) -> bool {
+        self.file == CONTAINER_FILE
+    }
+}
+
 fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
     let bad = |why: String| damaged(&tensor.name, format!("{MANIFEST_FILE}: {why}"));
     let dtype = Dtype::from_name(&tensor.dtype)
@@ -136,7 +145,8 @@ fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
     }
     let big_endian = tensor.npy_descr.starts_with('>');
     let descr = dtype.npy_descr(big_endian);
-    if tensor.npy_descr != descr {
+    let is_named = dtype.is_of_ml_dtypes() && tensor.npy_descr == dtype.name();
+    if tensor.npy_descr != descr && !is_named {
         return Err(bad(format!(
             "npy_descr of {dtype} is {:?}, not {descr:?}",
             tensor.npy_descr
@@ -150,6 +160,7 @@ fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
         fortran_order: tensor.fortran_order,
         big_endian,
         file: tensor.file.clone(),
+        npy_descr: tensor.npy_descr.clone(),
         data_offset: tensor.data_offset,
         byte_len: tensor.nbytes,
         crc32c: parse_crc(&tensor.crc32c)

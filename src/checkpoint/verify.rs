@@ -1,6 +1,6 @@
 //! Whether a landed checkpoint is still what its manifest says.
 
-use super::{Checkpoint, FileInfo, TensorInfo};
+use super::{Checkpoint, FileInfo, TensorInfo, container::Container};
 use crate::{
     error::Error,
     format::{checksum, npy},
@@ -67,8 +67,7 @@ impl Checkpoint {
         info: &TensorInfo,
         progress: &(impl Fn(u64) + Sync),
     ) -> Result<Option<Damage>, Error> {
-        let file = self.open_file(&info.file, info.data_offset + info.byte_len)?;
-        let checked = file.and_then(|file| check_header(info, &file).map(|()| file));
+        let checked = self.open_tensor(info)?;
         let data = info.data_offset..info.data_offset + info.byte_len;
         self.judge(&info.name, &info.file, checked, data, info.crc32c, progress)
     }
@@ -156,6 +155,17 @@ impl Checkpoint {
         })
     }
 
+    /// The file of a tensor, when it has the length and the header that the manifest implies.
+    pub(super) fn open_tensor(&self, info: &TensorInfo) -> Result<Result<File, String>, Error> {
+        if !info.is_in_container() {
+            let file = self.open_file(&info.file, info.data_offset + info.byte_len)?;
+            return Ok(file.and_then(|file| check_header(info, &file).map(|()| file)));
+        }
+        let container = self.container.get_or_init(|| Container::of(&self.info));
+        let file = self.open_file(&info.file, container.file_len)?;
+        Ok(file.and_then(|file| container.check_header(&file).map(|()| file)))
+    }
+
     /// The file, when it is there and has exactly this length.
     pub(super) fn open_file(
         &self,
@@ -187,15 +197,11 @@ impl Checkpoint {
 }
 
 /// Whether the file begins with the header that its manifest entry implies.
-pub(super) fn check_header(info: &TensorInfo, file: &File) -> Result<(), String> {
+fn check_header(info: &TensorInfo, file: &File) -> Result<(), String> {
     let expected = if info.dtype.is_packed() {
-        npy::encode_header(&info.dtype.npy_descr(false), false, &[info.byte_len])
+        npy::encode_header(&info.npy_descr, false, &[info.byte_len])
     } else {
-        npy::encode_header(
-            &info.dtype.npy_descr(info.big_endian),
-            info.fortran_order,
-            &info.shape,
-        )
+        npy::encode_header(&info.npy_descr, info.fortran_order, &info.shape)
     };
     if expected.len() as u64 != info.data_offset {
         return Err(format!(

@@ -221,6 +221,11 @@ impl Dtype {
         format!("{mark}{}", self.code())
     }
 
+    /// numpy has no name for it and `ml_dtypes` does, namely this one's.
+    pub fn is_of_ml_dtypes(self) -> bool {
+        self.code().starts_with('V') && !self.is_packed() && self != Dtype::C32
+    }
+
     /// Bytes of an array of this shape, or `None` when the product overflows or
     /// packed elements do not fill whole bytes.
     pub fn byte_len(self, shape: &[u64]) -> Option<u64> {

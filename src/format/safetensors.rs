@@ -7,7 +7,10 @@
 
 use super::Dtype;
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashSet},
+};
 
 /// Longest JSON header in bytes, as in the reference implementation.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
@@ -15,6 +18,8 @@ pub const MAX_HEADER_LEN: u64 = 100_000_000;
 pub const PREFIX_LEN: u64 = 8;
 /// Key of the free texts among the tensors: no tensor can be called so.
 pub const METADATA_KEY: &str = "__metadata__";
+/// Shortest JSON in bytes: `{}`.
+const MIN_JSON_LEN: u64 = 2;
 /// Data begin at a multiple of this many bytes.
 const ALIGNMENT: usize = 8;
 
@@ -119,6 +124,14 @@ pub enum EncodeError {
         /// Length of the JSON in bytes.
         found: u64,
     },
+    /// Fewer bytes were set aside for the header than it takes.
+    #[error("the header takes {needed} bytes, {room} were set aside")]
+    Room {
+        /// Its length in bytes.
+        needed: u64,
+        /// What there is, in bytes.
+        room: u64,
+    },
 }
 
 /// The header of a file of these tensors. Tensors lie in the order of the reference
@@ -145,14 +158,71 @@ pub fn encode_header(
     tensors: &[TensorSpec<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Encoded, EncodeError> {
-    let mut ranked = Vec::with_capacity(tensors.len());
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    let key = |index: usize| tensors.get(index).map(|t| (rank_and_name(t.dtype), t.name));
+    order.sort_by(|&a, &b| match (key(a), key(b)) {
+        (Some((rank_a, a)), Some((rank_b, b))) => rank_b.cmp(&rank_a).then_with(|| a.cmp(b)),
+        _ => Ordering::Equal,
+    });
+    let ordered: Vec<_> = order
+        .iter()
+        .filter_map(|&i| tensors.get(i).copied())
+        .collect();
+    let (header, ends) = encode(&ordered, metadata, None)?;
+    let data_offset = header.len() as u64;
+    let mut offsets = vec![data_offset; tensors.len()];
+    // Each begins where the one before it ends.
+    for (&index, &end) in order.iter().skip(1).zip(&ends) {
+        offsets[index] = data_offset.saturating_add(end);
+    }
+    let data_len = ends.last().copied().unwrap_or(0);
+    Ok(Encoded {
+        file_len: data_offset.saturating_add(data_len),
+        order,
+        offsets,
+        header,
+    })
+}
+
+/// The header of a file whose tensors lie in just this order, padded so that the first
+/// begins at byte `header_len`.
+///
+/// # Errors
+/// [`EncodeError`]; [`EncodeError::Room`] when it does not fit.
+pub fn encode_in_order(
+    tensors: &[TensorSpec<'_>],
+    metadata: &BTreeMap<String, String>,
+    header_len: u64,
+) -> Result<Vec<u8>, EncodeError> {
+    encode(tensors, metadata, Some(header_len)).map(|(header, _)| header)
+}
+
+/// Whether so many bytes can come before the first tensor.
+pub fn is_header_len(len: u64) -> bool {
+    let limits = PREFIX_LEN + MIN_JSON_LEN..=PREFIX_LEN + MAX_HEADER_LEN;
+    len.is_multiple_of(ALIGNMENT as u64) && limits.contains(&len)
+}
+
+/// Whether the format can hold a tensor of this name and type, little-endian and in C order.
+pub fn can_hold(name: &str, dtype: Dtype) -> bool {
+    name != METADATA_KEY && name_of(dtype).is_some()
+}
+
+/// The header, and where each tensor ends, counted from the end of the header.
+fn encode(
+    tensors: &[TensorSpec<'_>],
+    metadata: &BTreeMap<String, String>,
+    header_len: Option<u64>,
+) -> Result<(Vec<u8>, Vec<u64>), EncodeError> {
     let mut names = HashSet::with_capacity(tensors.len());
-    for (index, tensor) in tensors.iter().enumerate() {
+    let mut rows = Vec::with_capacity(tensors.len());
+    let (mut ends, mut at) = (Vec::with_capacity(tensors.len()), 0u64);
+    for tensor in tensors {
         let wrong = |why| EncodeError::Name {
             name: tensor.name.to_owned(),
             why,
         };
-        let (rank, dtype) = rank_and_name(tensor.dtype).ok_or_else(|| EncodeError::Dtype {
+        let dtype = name_of(tensor.dtype).ok_or_else(|| EncodeError::Dtype {
             name: tensor.name.to_owned(),
             dtype: tensor.dtype,
         })?;
@@ -162,13 +232,6 @@ pub fn encode_header(
         if !names.insert(tensor.name) {
             return Err(wrong("it occurs twice"));
         }
-        ranked.push((rank, dtype, index, tensor));
-    }
-    ranked.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.3.name.cmp(b.3.name)));
-
-    let mut at = 0u64;
-    let mut rows = Vec::with_capacity(ranked.len());
-    for &(_, dtype, index, tensor) in &ranked {
         let byte_len = tensor.dtype.byte_len(tensor.shape);
         let end = byte_len.and_then(|len| at.checked_add(len));
         let end = end.ok_or_else(|| EncodeError::Len {
@@ -180,7 +243,8 @@ pub fn encode_header(
             shape: tensor.shape,
             data_offsets: (at, end),
         };
-        rows.push((index, tensor.name, info));
+        rows.push((tensor.name, info));
+        ends.push(end);
         at = end;
     }
 
@@ -190,31 +254,24 @@ pub fn encode_header(
     };
     // Texts, numbers and maps with texts as keys cannot fail.
     let json = serde_json::to_vec(&json).unwrap_or_default();
-    let mut header = vec![0; PREFIX_LEN as usize];
-    header.extend_from_slice(&json);
-    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
-    let json_len = header.len() as u64 - PREFIX_LEN;
+    let needed = PREFIX_LEN + json.len() as u64;
+    let len = header_len.unwrap_or(needed.next_multiple_of(ALIGNMENT as u64));
+    let json_len = len.saturating_sub(PREFIX_LEN);
     if json_len > MAX_HEADER_LEN {
         return Err(EncodeError::TooLong { found: json_len });
     }
-    header[..PREFIX_LEN as usize].copy_from_slice(&json_len.to_le_bytes());
-
-    let data_offset = header.len() as u64;
-    let mut offsets = vec![0; tensors.len()];
-    for (index, _, info) in &rows {
-        offsets[*index] = data_offset.saturating_add(info.data_offsets.0);
+    if needed > len {
+        return Err(EncodeError::Room { needed, room: len });
     }
-    Ok(Encoded {
-        file_len: data_offset.saturating_add(at),
-        order: rows.iter().map(|(index, _, _)| *index).collect(),
-        offsets,
-        header,
-    })
+    let mut header = json_len.to_le_bytes().to_vec();
+    header.extend_from_slice(&json);
+    header.resize(len as usize, b' ');
+    Ok((header, ends))
 }
 
 struct Json<'a> {
     metadata: &'a BTreeMap<String, String>,
-    rows: &'a [(usize, &'a str, Info<'a>)],
+    rows: &'a [(&'a str, Info<'a>)],
 }
 
 #[derive(Serialize)]
@@ -230,7 +287,7 @@ impl Serialize for Json<'_> {
         if !self.metadata.is_empty() {
             map.serialize_entry(METADATA_KEY, self.metadata)?;
         }
-        for (_, name, info) in self.rows {
+        for (name, info) in self.rows {
             map.serialize_entry(name, info)?;
         }
         map.end()
@@ -369,5 +426,35 @@ mod tests {
             encode_header(&[], &text),
             Err(EncodeError::TooLong { found }) if found > MAX_HEADER_LEN
         ));
+    }
+
+    #[test]
+    fn a_header_takes_the_room_it_was_given_or_says_that_it_cannot() {
+        let tensors = [spec("z", Dtype::U8, &[3]), spec("a", Dtype::F32, &[2])];
+        let metadata = BTreeMap::new();
+        let header = encode_in_order(&tensors, &metadata, 800).unwrap();
+        assert_eq!(
+            (header.len(), &header[..8]),
+            (800, &792u64.to_le_bytes()[..])
+        );
+        let json = r#"{"z":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"a":{"dtype":"F32","shape":[2],"data_offsets":[3,11]}}"#;
+        let (text, spaces) = header[8..].split_at(json.len());
+        assert_eq!(text, json.as_bytes());
+        assert!(spaces.iter().all(|&b| b == b' '));
+        let needed = 8 + json.len() as u64;
+        assert!(encode_in_order(&tensors, &metadata, needed).is_ok());
+        let refused = encode_in_order(&tensors, &metadata, needed - 1);
+        let room = needed - 1;
+        assert_eq!(refused, Err(EncodeError::Room { needed, room }));
+    }
+
+    #[test]
+    fn data_begin_behind_any_json_at_a_multiple_of_eight() {
+        for good in [16, 24, 100_000_008] {
+            assert!(is_header_len(good), "{good}");
+        }
+        for bad in [0, 8, 15, 17, 100_000_016, u64::MAX] {
+            assert!(!is_header_len(bad), "{bad}");
+        }
     }
 }

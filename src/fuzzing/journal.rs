@@ -2,7 +2,7 @@
 
 use super::input::Input;
 use crate::{
-    plan::{CHUNK_LEN_MIN, EntryHeader, RangeSet, SourceState},
+    plan::{CHUNK_LEN_MIN, EntryHeader, Place, RangeSet, SourceState},
     store::journal::{Chain, EntryRecord, JournalHeader, Record, Replay, Run, State, Step, replay},
 };
 use std::collections::HashSet;
@@ -31,6 +31,7 @@ fn header() -> (Vec<u8>, Chain) {
         chunk_len: CHUNK_LEN_MIN,
         layout: 1,
         out_format: 1,
+        npy_dtype: 1,
     };
     header.encode().expect("a header in order")
 }
@@ -52,17 +53,29 @@ fn check_replay(bytes: &[u8]) -> Option<Replay> {
 fn check_state(replayed: &Replay) {
     let grid = replayed.header.grid().expect("the header was checked");
     let state = &replayed.state;
-    let (mut names, mut files) = (HashSet::new(), HashSet::new());
+    let (mut names, mut places) = (HashSet::new(), Vec::new());
     for (&number, entry) in &state.entries {
         assert!(number == entry.record.number && number < state.next_entry_number);
         assert!(names.insert(&entry.record.header.name), "a name twice");
-        assert!(files.insert(&entry.record.file), "a file twice");
+        places.push(extent(entry.record.place()));
         entry.record.check().expect("every record was checked");
         let mut cells = entry.durable.clone();
         cells.union_with(&entry.held);
         assert_eq!(cells.count(), entry.durable.count() + entry.held.count());
         let all = RangeSet::of(0..grid.cell_count(entry.record.header.byte_len));
         assert!(all.is_superset(&cells), "a cell that does not exist");
+    }
+    places.retain(|(_, start, end)| start < end);
+    places.sort_unstable();
+    let overlap = (places.windows(2)).find(|two| two[0].0 == two[1].0 && two[1].1 < two[0].2);
+    assert_eq!(overlap, None, "a byte twice");
+}
+
+/// File, first byte and end; the whole of a file that is not shared.
+fn extent(place: Place<'_>) -> (&str, u64, u64) {
+    match place.data_offset {
+        None => (place.file, 0, u64::MAX),
+        Some(offset) => (place.file, offset, offset + place.byte_len),
     }
 }
 
@@ -237,13 +250,18 @@ fn entry(state: &State, input: &mut Input) -> Record {
             ..same.record.clone()
         });
     }
+    let data_offset = (input.chance(4)).then(|| 16 + u64::from(input.u16()));
     Record::Entry(EntryRecord {
         number: match input.chance(16) {
             true => input.u32(),
             false => state.next_entry_number,
         },
         header: EntryHeader::blob(format!("b{name}"), byte_len).expect("a header in order"),
-        file: format!("files/{}", if input.chance(16) { 0 } else { name }),
+        file: match data_offset {
+            Some(_) => "files/shared".to_owned(),
+            None => format!("files/{}", if input.chance(16) { 0 } else { name }),
+        },
+        data_offset,
         source_keys,
     })
 }

@@ -298,6 +298,7 @@ fn terms(
         max_lanes: LANES.len() as u32,
         commit,
         layout,
+        container_header_len: None,
         manifest,
         fingerprint: None,
     };

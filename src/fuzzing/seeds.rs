@@ -7,7 +7,7 @@ use crate::{
     plan::{EntryHeader, RangeSet, SourceState},
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
-        Durable, Finish, Join, Keep, Layout, ManifestPromise, Open, OutFormat, Reason,
+        Durable, Finish, Join, Keep, Layout, ManifestPromise, NpyDtype, Open, OutFormat, Reason,
         ReceiverControl, ReceiverFrame, ReceiverStages, Reject, SenderFrame, Wanted,
     },
     store::journal::{EntryRecord, JournalHeader, Record, Run},
@@ -251,6 +251,8 @@ fn open() -> SenderFrame {
         commit_mode: CommitMode::Strict,
         layout: Layout::Indexed,
         out_format: OutFormat::Npy,
+        container_header_len: 0,
+        npy_dtype: NpyDtype::Bytes,
         overwrite: true,
         restart: false,
         verify: true,
@@ -463,6 +465,7 @@ pub(super) fn journal_seeds() -> Seeds {
         chunk_len: 256 << 10,
         layout: 1,
         out_format: 1,
+        npy_dtype: 1,
     };
     let session = Record::Session {
         epoch: 1,
@@ -481,6 +484,7 @@ pub(super) fn journal_seeds() -> Seeds {
         number: 0,
         header: EntryHeader::tensor("w", Dtype::F32, &[1 << 20]).unwrap(),
         file: "w.npy".into(),
+        data_offset: None,
         source_keys: vec![[4; 16]],
     });
     let run = |first, crcs| Run {

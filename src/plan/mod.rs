@@ -5,6 +5,7 @@ mod cell_sums;
 mod entry;
 mod grid;
 mod name;
+mod places;
 mod range_set;
 mod text;
 
@@ -16,6 +17,7 @@ pub use entry::{
 };
 pub use grid::{CHUNK_LEN_DEFAULT, CHUNK_LEN_MAX, CHUNK_LEN_MIN, CellId, Grid};
 pub use name::{CheckpointName, FileNames, MAX_ENTRY_NAME_LEN, safe_file_name};
+pub use places::{Place, Places};
 pub use range_set::RangeSet;
 pub(crate) use text::{MAX_TEXT_LEN, clip};
 pub use text::{is_odd, printable};

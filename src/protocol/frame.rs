@@ -52,12 +52,27 @@ pub enum Layout {
 
 /// Container on the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum OutFormat {
     /// A folder of `.npy` files.
     #[default]
     Npy,
-    /// One `.safetensors` file.
+    /// One `.safetensors` file for all tensors.
     Safetensors,
+}
+
+/// The file of [`OutFormat::Safetensors`].
+pub const CONTAINER_FILE: &str = "model.safetensors";
+
+/// How `.npy` files name element types that numpy has no name for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum NpyDtype {
+    /// As so many bytes (`<V2`, `|V1`), which any numpy opens.
+    #[default]
+    Bytes,
+    /// By the names of `ml_dtypes` (`bfloat16`), which must be imported to open them.
+    Named,
 }
 
 /// What the sender knows of its manifest when it opens.
@@ -97,6 +112,10 @@ pub struct Open {
     pub layout: Layout,
     /// Container.
     pub out_format: OutFormat,
+    /// Bytes in front of the tensors of a container; 0 where each has a file of its own.
+    pub container_header_len: u64,
+    /// Element types in `.npy` headers.
+    pub npy_dtype: NpyDtype,
     /// Replace a published checkpoint.
     pub overwrite: bool,
     /// Throw away staging first.

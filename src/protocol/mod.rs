@@ -32,9 +32,9 @@ mod stage;
 
 pub use error::{ProtocolError, Reason};
 pub use frame::{
-    Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability, Durable,
-    Finish, Join, Keep, Layout, ManifestPromise, Open, OutFormat, ReceiverControl, ReceiverFrame,
-    Reject, SenderFrame, Wanted,
+    Abort, Accept, Announcement, Batch, CONTAINER_FILE, ChunkHead, CommitMode, Compare, Done,
+    Durability, Durable, Finish, Join, Keep, Layout, ManifestPromise, NpyDtype, Open, OutFormat,
+    ReceiverControl, ReceiverFrame, Reject, SenderFrame, Wanted,
 };
 pub use receiver::{
     Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,

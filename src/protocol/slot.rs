@@ -1,6 +1,6 @@
 //! One entry as the receiver sees it, and the tokens that chunks carry.
 
-use crate::plan::{CellSums, EntryHeader, Grid, RangeSet, SourceKey};
+use crate::plan::{CellSums, EntryHeader, Grid, Place, RangeSet, SourceKey};
 use std::sync::Arc;
 
 /// A chunk that arrived and may be verified; not yet allowed to be written.
@@ -75,10 +75,24 @@ pub struct SlotFile {
     pub number: u32,
     /// Relative path, safe by construction.
     pub file: String,
+    /// Where its bytes begin in a file that it shares with other entries; `None` where it
+    /// has a file of its own.
+    pub data_offset: Option<u64>,
     /// What it holds.
     pub header: EntryHeader,
     /// Sources of its bytes.
     pub source_keys: Vec<SourceKey>,
+}
+
+impl SlotFile {
+    /// Where it lies.
+    pub fn place(&self) -> Place<'_> {
+        Place {
+            file: &self.file,
+            data_offset: self.data_offset,
+            byte_len: self.header.byte_len,
+        }
+    }
 }
 
 /// What a journal knows of an entry.

@@ -93,6 +93,8 @@ impl Victim {
             commit_mode: pb::CommitMode::Group.into(),
             layout: pb::Layout::Named.into(),
             out_format: pb::OutFormat::Npy.into(),
+            container_header_len: 0,
+            npy_dtype: 0,
             source_format: "npy".to_owned(),
             ..Default::default()
         };

@@ -285,7 +285,7 @@ impl Builder {
             entries,
             skipped: self.skipped,
             total_bytes,
-            files: self.files,
+            files: Arc::new(self.files),
             canonical_roots,
             selection,
         })

@@ -21,6 +21,7 @@
 mod archive;
 mod boxes;
 mod builder;
+mod container;
 mod derived;
 mod error;
 mod files;
@@ -111,14 +112,14 @@ impl Default for SourceOptions {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SourceSet {
     format: &'static str,
     metadata: BTreeMap<String, String>,
     entries: Vec<SourceEntry>,
     skipped: Vec<Skipped>,
     total_bytes: u64,
-    files: FileTable,
+    files: Arc<FileTable>,
     canonical_roots: Vec<PathBuf>,
     selection: Vec<u8>,
 }

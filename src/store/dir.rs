@@ -24,6 +24,11 @@ const FILE_MODE: Mode = Mode::from_raw_mode(0o666);
 const PRIVATE: Mode = Mode::from_raw_mode(0o700);
 const PUBLIC: Mode = Mode::from_raw_mode(0o777);
 
+/// How often a question is put that could not be asked for want of descriptors or memory.
+const ALIVE_ATTEMPTS: u32 = 50;
+/// Between two of these.
+const ALIVE_PAUSE: Duration = Duration::from_millis(20);
+
 /// What a name in a directory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
@@ -309,6 +314,15 @@ impl Dir {
     /// xfs says so of folders, ext4 seemingly of a commit that was given up. Opening a file
     /// fails from that moment on. So whatever is told on the strength of a sync asks this afterwards.
     pub(crate) fn check_alive(&self, file: &str) -> Result<(), StoreError> {
+        // Short of descriptors or memory nobody knows: the question is put again, a while.
+        for _ in 1..ALIVE_ATTEMPTS {
+            match self.open(file, false) {
+                Err(StoreError::Io { source, .. }) if is_short_of_means(&source) => {
+                    std::thread::sleep(ALIVE_PAUSE);
+                }
+                known => return known.map(drop),
+            }
+        }
         self.open(file, false).map(drop)
     }
 
@@ -411,6 +425,12 @@ fn make_durable(path: &Path) -> Result<(), StoreError> {
 /// Whether an error says that there is nothing of that name.
 pub(crate) fn is_not_found(error: &StoreError) -> bool {
     matches!(error, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// The process or the machine has no descriptor or memory left at the moment.
+fn is_short_of_means(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 #[cfg(test)]

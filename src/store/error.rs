@@ -46,6 +46,9 @@ pub(crate) enum StoreError {
     /// manifest.json is not what this program writes.
     #[error("{path} is not a manifest of this program: {why}")]
     Manifest { path: String, why: String },
+    /// The file that tensors share cannot have a header.
+    #[error("{path} cannot be finished: {why}")]
+    Container { path: String, why: String },
     /// A name is not allowed.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -62,6 +65,7 @@ impl StoreError {
             StoreError::Locked { .. } => Reason::Locked,
             StoreError::UnsafePath { .. } | StoreError::Manifest { .. } => Reason::UnsafePath,
             StoreError::Damaged { .. } => Reason::Checksum,
+            StoreError::Container { .. } => Reason::ManifestMismatch,
             StoreError::Plan(_) => Reason::BadName,
         }
     }

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     fault,
-    format::npy,
+    format::{Dtype, npy},
     map::WriteMap,
     plan::{EntryHeader, EntryKind, Order},
-    protocol::{Placement, SlotFile, Written},
+    protocol::{NpyDtype, Placement, SlotFile, Written},
 };
 use bytes::Bytes;
 use rustix::{fs::FallocateFlags, io::Errno};
@@ -49,16 +49,38 @@ pub enum WriteMode {
     Map,
 }
 
-/// Bytes before the data: the `.npy` header of a tensor, nothing for a blob.
-pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
+/// Bytes before the data in a file of its own: the `.npy` header of a tensor, nothing for a
+/// blob.
+pub(crate) fn file_prefix(header: &EntryHeader, npy_dtype: NpyDtype) -> Vec<u8> {
     let EntryKind::Tensor { dtype } = header.kind else {
         return Vec::new();
     };
+    let descr = npy_descr(dtype, header.big_endian, npy_dtype);
     if dtype.is_packed() {
-        return npy::encode_header("|u1", false, &[header.byte_len]);
+        return npy::encode_header(&descr, false, &[header.byte_len]);
     }
-    let descr = dtype.npy_descr(header.big_endian);
     npy::encode_header(&descr, header.order == Order::Fortran, &header.shape)
+}
+
+/// The `descr` of a tensor's header.
+pub(crate) fn npy_descr(dtype: Dtype, big_endian: bool, npy_dtype: NpyDtype) -> String {
+    match npy_dtype {
+        NpyDtype::Named if dtype.is_of_ml_dtypes() => dtype.name().to_owned(),
+        NpyDtype::Named | NpyDtype::Bytes => dtype.npy_descr(big_endian),
+    }
+}
+
+/// What the files of a transfer look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileOptions {
+    /// How chunks are written.
+    pub(crate) write_mode: WriteMode,
+    /// They are going to be synced.
+    pub(crate) is_synced: bool,
+    /// Element types in `.npy` headers.
+    pub(crate) npy_dtype: NpyDtype,
+    /// Length in bytes that a shared file has until it is published: no less than it needs.
+    pub(crate) container_len: u64,
 }
 
 /// One open file.
@@ -66,6 +88,7 @@ pub(crate) fn file_prefix(header: &EntryHeader) -> Vec<u8> {
 struct OpenFile {
     file: File,
     path: String,
+    /// Where an entry begins that has the file for itself.
     prefix_len: u64,
     file_len: u64,
     /// Blocks are allocated up to here; `u64::MAX` where the file system cannot.
@@ -101,6 +124,11 @@ impl OpenFile {
 }
 
 impl OpenFile {
+    /// Where the bytes of an entry begin.
+    fn start_of(&self, slot: &SlotFile) -> u64 {
+        slot.data_offset.unwrap_or(self.prefix_len)
+    }
+
     /// After every so many bytes has the disk begin.
     fn write_out(&self, written_bytes: u64) {
         let dirty_bytes = self.dirty_bytes.fetch_add(written_bytes, Ordering::Relaxed);
@@ -114,6 +142,8 @@ impl OpenFile {
 #[derive(Debug, Default)]
 struct OpenFiles {
     by_number: HashMap<u32, Arc<OpenFile>>,
+    /// The file that tensors share, where they do.
+    container: Option<Arc<OpenFile>>,
     /// Files made in this session: they exist although no record may say so yet.
     made: HashSet<u32>,
     /// Folders below `data` that exist.
@@ -132,6 +162,7 @@ pub(crate) struct Files {
     /// Folders with names that are not yet durable.
     new_names: Mutex<HashSet<String>>,
     written_bytes: AtomicU64,
+    options: FileOptions,
     mode: WriteMode,
     /// Blocks are allocated ahead of the writes.
     allocates: bool,
@@ -140,14 +171,15 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Files below `data`, which are going to be synced or not.
-    pub(crate) fn new(data: Dir, mode: WriteMode, is_synced: bool) -> Result<Self, StoreError> {
+    /// Files below `data`.
+    pub(crate) fn new(data: Dir, options: FileOptions) -> Result<Self, StoreError> {
         let kind = FileSystem::of(&data)?;
-        let (is_memory, mode) = (kind.is_memory, kind.write_mode(mode));
+        let (is_memory, mode) = (kind.is_memory, kind.write_mode(options.write_mode));
         Ok(Files {
+            options,
             mode,
             allocates: mode == WriteMode::Map || !is_memory,
-            begins_early: is_synced && !is_memory,
+            begins_early: options.is_synced && !is_memory,
             whole: File::from(data.reopen()?),
             data,
             open: Mutex::default(),
@@ -172,11 +204,15 @@ impl Files {
         let Some(file) = self.data.try_open(&slot.file, true)? else {
             return Ok(false);
         };
-        let prefix = file_prefix(&slot.header);
+        let prefix = self.prefix(slot);
         let shown = self.data.shown(&slot.file);
         let len = fault::call("fstat", || file.metadata())
             .context("stat", &shown)?
             .len();
+        if let Some(offset) = slot.data_offset {
+            // Its header is written when all is there.
+            return Ok(offset.saturating_add(slot.header.byte_len) <= len);
+        }
         if len != prefix.len() as u64 + slot.header.byte_len {
             return Ok(false);
         }
@@ -204,7 +240,12 @@ impl Files {
         placement: &Placement,
         parts: impl IntoIterator<Item = &'a Bytes>,
     ) -> Result<(), StoreError> {
-        if placement.is_whole() && !placement.is_recorded() && self.claim(placement.slot())? {
+        let has_own_file = placement.slot().data_offset.is_none();
+        if has_own_file
+            && placement.is_whole()
+            && !placement.is_recorded()
+            && self.claim(placement.slot())?
+        {
             let parts: Vec<&Bytes> = parts.into_iter().collect();
             self.write_whole(placement.slot(), &parts)?;
             self.written_bytes
@@ -213,7 +254,7 @@ impl Files {
             return Ok(());
         }
         let file = self.file(placement.slot(), placement.is_recorded())?;
-        let at = file.prefix_len + placement.offset();
+        let at = file.start_of(placement.slot()) + placement.offset();
         let has_blocks = self.allocates && file.allocate(at + u64::from(placement.raw_len()))?;
         let written = match self.mode {
             // A store into a hole of a full disk is a signal, a write is an error.
@@ -249,7 +290,7 @@ impl Files {
     /// instead of five, which counts when there are thousands. Outside the lock, because
     /// one placement for its cell exists and a group names the entry after that is used.
     fn write_whole(&self, slot: &SlotFile, parts: &[&Bytes]) -> Result<(), StoreError> {
-        let prefix = file_prefix(&slot.header);
+        let prefix = self.prefix(slot);
         let file = self.data.create_anew(&slot.file)?;
         let mut slices = Vec::with_capacity(parts.len() + 1);
         slices.push(IoSlice::new(&prefix));
@@ -297,7 +338,8 @@ impl Files {
         buf: &mut [u8],
     ) -> Result<(), StoreError> {
         let file = self.file(slot, true)?;
-        let read = || file.file.read_exact_at(buf, file.prefix_len + offset);
+        let at = file.start_of(slot) + offset;
+        let read = || file.file.read_exact_at(buf, at);
         let done = fault::call("pread", read).context("read", &file.path);
         self.close_if_many(slot.number);
         done
@@ -321,9 +363,13 @@ impl Files {
             return once(|| fault::call("syncfs", synced))
                 .context("sync the file system of", self.data.shown(""));
         }
-        let mut files = Vec::with_capacity(slots.len());
+        let mut files: Vec<Arc<OpenFile>> = Vec::with_capacity(slots.len());
         for (slot, recorded) in slots {
-            files.push(self.file(slot, *recorded)?);
+            let file = self.file(slot, *recorded)?;
+            let is_shared = slot.data_offset.is_some();
+            if !(is_shared && files.iter().any(|known| Arc::ptr_eq(known, &file))) {
+                files.push(file);
+            }
         }
         let new_names = std::mem::take(&mut *lock(&self.new_names));
         for file in files {
@@ -355,11 +401,14 @@ impl Files {
     fn file(&self, slot: &SlotFile, recorded: bool) -> Result<Arc<OpenFile>, StoreError> {
         // Held while a file is made, so that it is made once.
         let mut open = lock(&self.open);
+        if slot.data_offset.is_some() {
+            return self.container(&mut open, &slot.file);
+        }
         if let Some(file) = open.by_number.get(&slot.number) {
             return Ok(Arc::clone(file));
         }
         let path = self.data.shown(&slot.file);
-        let prefix = file_prefix(&slot.header);
+        let prefix = self.prefix(slot);
         let file_len = prefix.len() as u64 + slot.header.byte_len;
         let file = if recorded || open.made.contains(&slot.number) {
             self.data.open(&slot.file, true)?
@@ -383,6 +432,57 @@ impl Files {
         });
         open.by_number.insert(slot.number, Arc::clone(&file));
         Ok(file)
+    }
+
+    fn prefix(&self, slot: &SlotFile) -> Vec<u8> {
+        file_prefix(&slot.header, self.options.npy_dtype)
+    }
+
+    /// The file that tensors share. As it is there from its first tensor on, it may be
+    /// older than this session.
+    fn container(&self, open: &mut OpenFiles, name: &str) -> Result<Arc<OpenFile>, StoreError> {
+        if let Some(file) = &open.container {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.data.shown(name);
+        let file = match self.data.try_open(name, true)? {
+            Some(file) => file,
+            None => {
+                let file = self.data.create_anew(name)?;
+                lock(&self.new_names).insert(folder_of(name).to_owned());
+                file
+            }
+        };
+        let file_len = self.options.container_len;
+        fault::call("ftruncate", || file.set_len(file_len)).context("set the length of", &path)?;
+        let file = Arc::new(OpenFile {
+            file,
+            path,
+            prefix_len: 0,
+            file_len,
+            allocated: Mutex::new(0),
+            dirty_bytes: AtomicU64::new(0),
+        });
+        Ok(Arc::clone(open.container.insert(file)))
+    }
+
+    /// Writes the header of the file that tensors share, cuts it to its length and syncs it
+    /// where that is to be.
+    pub(crate) fn finish_container(
+        &self,
+        name: &str,
+        header: &[u8],
+        file_len: u64,
+    ) -> Result<(), StoreError> {
+        let file = self.container(&mut lock(&self.open), name)?;
+        fault::call("pwrite", || file.file.write_all_at(header, 0))
+            .context("write the header of", &file.path)?;
+        fault::call("ftruncate", || file.file.set_len(file_len))
+            .context("set the length of", &file.path)?;
+        if self.options.is_synced {
+            once(|| fault::call("fsync", || file.file.sync_all())).context("sync", &file.path)?;
+        }
+        Ok(())
     }
 
     fn make(&self, slot: &SlotFile, prefix: &[u8], file_len: u64) -> Result<File, StoreError> {

@@ -7,6 +7,7 @@
 //! once per cell.
 
 mod catalog;
+mod container;
 mod dir;
 mod durability;
 mod error;
@@ -22,6 +23,7 @@ mod staging;
 mod write_out;
 
 pub(crate) use catalog::{Catalog, TransferSummary};
+pub(crate) use container::encode_container_header;
 pub(crate) use durability::{FileSystem, of_path as durability_of};
 pub(crate) use error::StoreError;
 pub use files::WriteMode;

@@ -8,9 +8,10 @@
 
 use super::{
     catalog::Catalog,
+    container::encode_container_header,
     dir::{Dir, Node},
     error::{IoContext, StoreError},
-    files::file_prefix,
+    files::{file_prefix, npy_descr},
     journal::{JournalError, Record, replay},
     manifest::{
         self, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestBlob, ManifestSource,
@@ -22,7 +23,7 @@ use crate::{
     fault,
     format::checksum,
     plan::{CheckpointName, EntryKind, Order},
-    protocol::PublishPlan,
+    protocol::{CONTAINER_FILE, OutFormat, PublishPlan},
 };
 use std::{
     collections::{BTreeSet, HashSet},
@@ -47,7 +48,9 @@ pub(super) fn publish(
     // A transfer that began with this session has no files of earlier ones.
     if !staging.is_first_session() {
         let keep = plan.entries.iter().map(|(slot, ..)| slot.file.as_str());
-        remove_others(data, "", &keep.collect())?;
+        let container =
+            (staging.open.out_format == OutFormat::Safetensors).then_some(CONTAINER_FILE);
+        remove_others(data, "", &keep.chain(container).collect())?;
     }
 
     let bytes = manifest.to_bytes();
@@ -58,6 +61,7 @@ pub(super) fn publish(
             why: format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len()),
         });
     }
+    finish_container(staging, plan)?;
     data.remove_file(MANIFEST_FILE)?;
     let mut file = data.create(MANIFEST_FILE)?;
     let shown = data.shown(MANIFEST_FILE);
@@ -78,6 +82,28 @@ pub(super) fn publish(
     }])?;
     rename(&staging.catalog, &staging.name, &staging.dir, overwrite)?;
     Ok(hash)
+}
+
+/// Gives the file that tensors share its header. Until now nobody could take it for a
+/// finished one.
+fn finish_container(staging: &Staging, plan: &PublishPlan) -> Result<(), StoreError> {
+    if staging.open.out_format != OutFormat::Safetensors {
+        return Ok(());
+    }
+    let header_len = staging.open.container_header_len;
+    let shared = || {
+        let slots = plan.entries.iter().map(|(slot, ..)| slot);
+        slots.filter_map(|slot| Some((&slot.header, slot.data_offset?)))
+    };
+    let data_len: u64 = shared().map(|(header, _)| header.byte_len).sum();
+    let header = encode_container_header(shared(), &staging.open.metadata, header_len);
+    let header = header.map_err(|why| StoreError::Container {
+        path: staging.files.data().shown(CONTAINER_FILE),
+        why,
+    })?;
+    staging
+        .files
+        .finish_container(CONTAINER_FILE, &header, header_len.saturating_add(data_len))
 }
 
 /// Where the source's format has a checksum of its own, what arrived must have it
@@ -276,12 +302,14 @@ fn build_manifest(staging: &Staging, plan: &PublishPlan) -> Manifest {
                 aliases: announcement.aliases.clone(),
                 file: slot.file.clone(),
                 dtype: dtype.name().to_owned(),
-                npy_descr: dtype.npy_descr(header.big_endian),
+                npy_descr: npy_descr(dtype, header.big_endian, staging.open.npy_dtype),
                 shape: header.shape.clone(),
                 fortran_order: header.order == Order::Fortran,
                 byteorder: if header.big_endian { "big" } else { "little" }.to_owned(),
                 packed: dtype.is_packed(),
-                data_offset: file_prefix(header).len() as u64,
+                data_offset: slot
+                    .data_offset
+                    .unwrap_or_else(|| file_prefix(header, staging.open.npy_dtype).len() as u64),
                 nbytes: header.byte_len,
                 crc32c,
                 trainable: announcement.trainable,

@@ -11,7 +11,7 @@ use super::{
     dir::Dir,
     durability::FileSystem,
     error::{IoContext, StoreError},
-    files::{Files, WriteMode},
+    files::{FileOptions, Files, WriteMode},
     journal::{
         EntryRecord, EntryState, JournalError, JournalHeader, JournalWriter, Record, Replay, Run,
         State, replay,
@@ -51,6 +51,8 @@ pub(crate) struct StagingOptions {
     pub(crate) layout: i32,
     /// Number of the container in the wire protocol.
     pub(crate) out_format: i32,
+    /// Number of the wire protocol for how `.npy` files name types.
+    pub(crate) npy_dtype: i32,
     /// How chunks are written.
     pub(crate) write_mode: WriteMode,
 }
@@ -173,12 +175,18 @@ impl Staging {
             None => begin(&transfers, &hash, &name, grid, &options)?,
         };
         let data = dir.make_all(DATA_DIR, false)?;
+        let file_options = FileOptions {
+            write_mode: options.write_mode,
+            is_synced,
+            npy_dtype: open.npy_dtype,
+            container_len: open.container_header_len.saturating_add(promised_bytes),
+        };
         let epoch = journal.state.epoch.saturating_add(1);
         let staging = Staging {
             catalog: catalog.clone(),
             name,
             dir,
-            files: Files::new(data, options.write_mode, is_synced)?,
+            files: Files::new(data, file_options)?,
             journal: Mutex::new(journal),
             lock: Mutex::new(Some(lock)),
             reservation: Mutex::new(reservation),
@@ -493,7 +501,9 @@ impl Earlier {
     /// Whether this owner may go on; `true` = only after comparing everything.
     fn check_owner(&self, open: &Open, options: &StagingOptions) -> Result<bool, StoreError> {
         let (state, header) = (&self.replay.state, &self.replay.header);
-        let same_shape = header.layout == options.layout && header.out_format == options.out_format;
+        let same_shape = header.layout == options.layout
+            && header.out_format == options.out_format
+            && header.npy_dtype == options.npy_dtype;
         if state.transfer_id == Some(open.transfer_id) && same_shape {
             return Ok(false);
         }
@@ -577,6 +587,7 @@ fn begin(
         chunk_len: grid.chunk_len(),
         layout: options.layout,
         out_format: options.out_format,
+        npy_dtype: options.npy_dtype,
     };
     let shown = dir.shown(JOURNAL_FILE);
     let mut writer = JournalWriter::create(file, &header).context("begin", &shown)?;
@@ -590,6 +601,7 @@ fn slot_file(record: &EntryRecord) -> SlotFile {
     SlotFile {
         number: record.number,
         file: record.file.clone(),
+        data_offset: record.data_offset,
         header: record.header.clone(),
         source_keys: record.source_keys.clone(),
     }
@@ -600,6 +612,7 @@ fn entry_record(slot: &SlotFile) -> EntryRecord {
         number: slot.number,
         header: slot.header.clone(),
         file: slot.file.clone(),
+        data_offset: slot.data_offset,
         source_keys: slot.source_keys.clone(),
     }
 }

@@ -10,9 +10,9 @@ use crate::{
     },
     protocol::{
         Abort, Accept, Announcement, Batch, ChunkHead, CommitMode, Compare, Done, Durability,
-        Durable, Finish, Join, Keep, Layout, MAX_COMPARE_CELLS, ManifestPromise, Open, OutFormat,
-        PROTOCOL_VERSION, ProtocolError, Reason, ReceiverControl, ReceiverFrame, ReceiverStages,
-        Reject, SenderFrame, StageTimes, Wanted,
+        Durable, Finish, Join, Keep, Layout, MAX_COMPARE_CELLS, ManifestPromise, NpyDtype, Open,
+        OutFormat, PROTOCOL_VERSION, ProtocolError, Reason, ReceiverControl, ReceiverFrame,
+        ReceiverStages, Reject, SenderFrame, StageTimes, Wanted,
     },
 };
 use std::time::Duration;
@@ -118,6 +118,12 @@ fn decode_open(open: pb::SenderOpen) -> Result<Open, WireError> {
         verify: open.verify,
         metadata: open.metadata.into_iter().collect(),
         source_format: clip(&open.source_format),
+        container_header_len: open.container_header_len,
+        npy_dtype: match pb::NpyDtype::try_from(open.npy_dtype) {
+            Ok(pb::NpyDtype::Unspecified | pb::NpyDtype::Bytes) => NpyDtype::Bytes,
+            Ok(pb::NpyDtype::Named) => NpyDtype::Named,
+            Err(_) => return Err(unsupported("npy dtype", open.npy_dtype)),
+        },
     })
 }
 
@@ -444,6 +450,8 @@ mod tests {
             verify: true,
             metadata: [("format".to_owned(), "pt".to_owned())].into(),
             source_format: "safetensors".into(),
+            container_header_len: 0,
+            npy_dtype: NpyDtype::Named,
         };
         let entry = Announcement {
             header: EntryHeader::tensor("w", Dtype::Bf16, &[2, 3]).unwrap(),

@@ -5,8 +5,8 @@ use crate::{
     plan::{EntryKind, Order, RangeSet, SourceState},
     protocol::{
         Abort, Accept, Announcement, ChunkHead, CommitMode, Compare, Done, Durability, Finish,
-        Layout, ManifestPromise, Open, OutFormat, PROTOCOL_VERSION, ReceiverControl, ReceiverFrame,
-        ReceiverStages, SenderFrame, StageTimes,
+        Layout, ManifestPromise, NpyDtype, Open, OutFormat, PROTOCOL_VERSION, ReceiverControl,
+        ReceiverFrame, ReceiverStages, SenderFrame, StageTimes,
     },
 };
 use bytes::Bytes;
@@ -99,6 +99,8 @@ fn encode_open(open: &Open) -> pb::SenderOpen {
         verify: open.verify,
         metadata: open.metadata.clone().into_iter().collect(),
         source_format: open.source_format.clone(),
+        container_header_len: open.container_header_len,
+        npy_dtype: encode_npy_dtype(open.npy_dtype),
     }
 }
 
@@ -115,6 +117,14 @@ pub(crate) fn encode_out_format(format: OutFormat) -> i32 {
     match format {
         OutFormat::Npy => pb::OutFormat::Npy as i32,
         OutFormat::Safetensors => pb::OutFormat::Safetensors as i32,
+    }
+}
+
+/// Number of a way to name types, on the wire and in the journal.
+pub(crate) fn encode_npy_dtype(npy_dtype: NpyDtype) -> i32 {
+    match npy_dtype {
+        NpyDtype::Bytes => pb::NpyDtype::Bytes as i32,
+        NpyDtype::Named => pb::NpyDtype::Named as i32,
     }
 }
 

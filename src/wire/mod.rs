@@ -12,7 +12,7 @@ mod status;
 pub(crate) use body::{LaneBody, LaneSender, encode_message, frame_head};
 pub(crate) use decode::{decode_receiver_frame, decode_sender_frame};
 pub(crate) use encode::{
-    encode_layout, encode_out_format, encode_receiver_frame, encode_sender_frame,
+    encode_layout, encode_npy_dtype, encode_out_format, encode_receiver_frame, encode_sender_frame,
     encode_sources_and_entries,
 };
 pub(crate) use file_stream::FileStream;

@@ -11,7 +11,7 @@ use tensorferry::{
     Lanes, RateLimit, ReadMode, WriteMode,
     format::codec::CodecChoice,
     measure::rehearsal::Rehearsal,
-    protocol::{CommitMode, Layout},
+    protocol::{CommitMode, Layout, NpyDtype, OutFormat},
     source::{Rename, SourceOptions},
 };
 
@@ -239,6 +239,22 @@ pub(crate) struct PushArgs {
     /// How the files are named
     #[arg(long, value_enum, default_value = "named", env = "TENSORFERRY_LAYOUT")]
     pub(crate) layout: LayoutArg,
+    /// What the receiver writes
+    #[arg(
+        long,
+        value_enum,
+        default_value = "npy",
+        env = "TENSORFERRY_OUT_FORMAT"
+    )]
+    pub(crate) out_format: OutFormatArg,
+    /// How .npy files name bfloat16 and the 8-bit floats, which numpy has no name for
+    #[arg(
+        long,
+        value_enum,
+        default_value = "bytes",
+        env = "TENSORFERRY_NPY_DTYPE"
+    )]
+    pub(crate) npy_dtype: NpyDtypeArg,
     /// How often written bytes become durable
     #[arg(
         long,
@@ -341,6 +357,42 @@ impl From<LayoutArg> for Layout {
         match layout {
             LayoutArg::Named => Layout::Named,
             LayoutArg::Indexed => Layout::Indexed,
+        }
+    }
+}
+
+/// What the receiver writes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OutFormatArg {
+    /// A .npy file for each tensor
+    Npy,
+    /// One model.safetensors for all
+    Safetensors,
+}
+
+impl From<OutFormatArg> for OutFormat {
+    fn from(format: OutFormatArg) -> OutFormat {
+        match format {
+            OutFormatArg::Npy => OutFormat::Npy,
+            OutFormatArg::Safetensors => OutFormat::Safetensors,
+        }
+    }
+}
+
+/// Element types in `.npy` headers.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum NpyDtypeArg {
+    /// As so many bytes (<V2, |V1): any numpy opens them
+    Bytes,
+    /// By name (bfloat16): `import ml_dtypes` first
+    Named,
+}
+
+impl From<NpyDtypeArg> for NpyDtype {
+    fn from(npy_dtype: NpyDtypeArg) -> NpyDtype {
+        match npy_dtype {
+            NpyDtypeArg::Bytes => NpyDtype::Bytes,
+            NpyDtypeArg::Named => NpyDtype::Named,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 use tensorferry::{
     CheckpointInfo, Error,
     plan::{EntryKind, FileNames, Order},
-    protocol::Layout,
+    protocol::{CONTAINER_FILE, Layout, OutFormat},
     source::{SourceOptions, SourceSet},
 };
 
@@ -108,13 +108,14 @@ struct Row<'a> {
     file: Option<String>,
 }
 
-/// Every entry, with the file it becomes where a layout is given, and the total.
-pub(crate) fn show(source: &SourceSet, layout: Option<Layout>, output: &Output) {
+/// Every entry, with the file it becomes where that is asked for, and the total.
+pub(crate) fn show(source: &SourceSet, files: Option<(Layout, OutFormat)>, output: &Output) {
     let mut names = FileNames::default();
     let rows = source.entries().iter().enumerate().map(|(index, entry)| {
         let header = &entry.header;
-        let file = layout.map(|layout| match (header.kind, layout) {
+        let file = files.map(|(layout, format)| match (header.kind, layout) {
             (EntryKind::Blob, _) => names.blob(&header.name),
+            _ if format == OutFormat::Safetensors => CONTAINER_FILE.to_owned(),
             (EntryKind::Tensor { .. }, Layout::Indexed) => names.indexed(index as u64),
             (EntryKind::Tensor { .. }, _) => names.tensor(&header.name),
         });

@@ -62,6 +62,7 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     }
     let source = entries::open(args.src, args.select.options(!args.no_files)).await?;
     entries::tell_skipped(&source, output);
+    options.check_for(&source)?;
     if args.dry_run {
         let durable_bytes = durable_bytes(&target).await.min(source.total_bytes());
         let left_bytes = source.total_bytes() - durable_bytes;
@@ -72,7 +73,8 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
                 durable_bytes,
             },
         );
-        entries::show(&source, Some(args.layout.into()), output);
+        let files = (args.layout.into(), args.out_format.into());
+        entries::show(&source, Some(files), output);
         output.talk(&format!(
             "dry run: nothing was sent to {}, {left_bytes} bytes are left to send",
             units::shown(&target.to_string())
@@ -151,6 +153,8 @@ fn options(args: &PushArgs) -> PushOptions {
     options.chunk_len = args.chunk;
     options.commit_mode = args.durability.into();
     options.layout = args.layout.into();
+    options.out_format = args.out_format.into();
+    options.npy_dtype = args.npy_dtype.into();
     options.overwrite = args.overwrite;
     options.restart = args.restart;
     options.verify = args.verify;

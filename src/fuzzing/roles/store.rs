@@ -49,6 +49,7 @@ impl Store {
                 slot: SlotFile {
                     number,
                     file: entry.record.file.clone(),
+                    data_offset: entry.record.data_offset,
                     header: entry.record.header.clone(),
                     source_keys: entry.record.source_keys.clone(),
                 },
@@ -103,6 +104,7 @@ impl Store {
                 number: slot.number,
                 header: slot.header.clone(),
                 file: slot.file.clone(),
+                data_offset: slot.data_offset,
                 source_keys: slot.source_keys.clone(),
             }));
         }

@@ -2,13 +2,23 @@
 
 use super::Receiver;
 use crate::{
-    plan::{EntryKind, MAX_ENTRIES, MAX_ENTRY_SOURCES, PlanError, SourceKey, SourceState, clip},
+    format::safetensors,
+    plan::{
+        EntryHeader, EntryKind, MAX_ENTRIES, MAX_ENTRY_SOURCES, Order, Place, PlanError, SourceKey,
+        SourceState, clip,
+    },
     protocol::{
-        Announcement, Batch, Layout, ManifestPromise, ProtocolError, Reason,
+        Announcement, Batch, CONTAINER_FILE, Layout, ManifestPromise, ProtocolError, Reason,
         slot::{Slot, SlotFile},
     },
 };
 use std::sync::Arc;
+
+/// Where an entry has to lie.
+struct FixedPlace {
+    file: String,
+    data_offset: Option<u64>,
+}
 
 impl Receiver {
     /// Sources and entries of a frame. Its chunks go to [`Receiver::arrive`].
@@ -140,11 +150,10 @@ impl Receiver {
             .into());
         }
         let is_tensor = matches!(header.kind, EntryKind::Tensor { .. });
-        let fixed_file = (is_tensor && self.config.layout == Layout::Indexed)
-            .then(|| format!("weight_{}.npy", self.tensor_count));
+        let fixed = self.fixed_place(header)?;
         self.tensor_count += u64::from(is_tensor);
         let number = match known {
-            Some(number) if self.fits(number, entry, fixed_file.as_deref()) => {
+            Some(number) if self.fits(number, entry, fixed.as_ref()) => {
                 self.rebind(number, source_keys);
                 number
             }
@@ -152,7 +161,7 @@ impl Receiver {
                 if let Some(old) = known {
                     self.forget(old);
                 }
-                self.add_slot(entry, fixed_file, source_keys)?
+                self.add_slot(entry, fixed, source_keys)?
             }
         };
         if let Some(slot) = self.slots.get_mut(&number) {
@@ -164,10 +173,47 @@ impl Receiver {
     }
 
     /// Whether what the journal has under this name is the announced entry.
-    pub(super) fn fits(&self, number: u32, entry: &Announcement, file: Option<&str>) -> bool {
+    fn fits(&self, number: u32, entry: &Announcement, fixed: Option<&FixedPlace>) -> bool {
         self.slots.get(&number).is_some_and(|slot| {
-            slot.slot.header == entry.header && file.is_none_or(|f| f == slot.slot.file)
+            let (slot, fixed) = (&slot.slot, fixed.map(|f| (&f.file, f.data_offset)));
+            slot.header == entry.header
+                && fixed.is_none_or(|fixed| fixed == (&slot.file, slot.data_offset))
         })
+    }
+
+    /// Where an entry has to lie, if that does not follow from its name.
+    fn fixed_place(&mut self, header: &EntryHeader) -> Result<Option<FixedPlace>, ProtocolError> {
+        let EntryKind::Tensor { dtype } = header.kind else {
+            return Ok(None);
+        };
+        let Some(offset) = self.container_end else {
+            let file = format!("weight_{}.npy", self.tensor_count);
+            let place = FixedPlace {
+                file,
+                data_offset: None,
+            };
+            return Ok((self.config.layout == Layout::Indexed).then_some(place));
+        };
+        if !safetensors::can_hold(&header.name, dtype)
+            || header.big_endian
+            || header.order != Order::C
+        {
+            return Err(ProtocolError::new(
+                Reason::Unsupported,
+                format!(
+                    "tensor {:?} of {dtype} cannot lie in a safetensors file as it is",
+                    clip(&header.name)
+                ),
+            ));
+        }
+        let end = offset.checked_add(header.byte_len);
+        self.container_end = Some(
+            end.ok_or_else(|| ProtocolError::new(Reason::BadShape, "total length overflows"))?,
+        );
+        Ok(Some(FixedPlace {
+            file: CONTAINER_FILE.to_owned(),
+            data_offset: Some(offset),
+        }))
     }
 
     /// The entry now comes from these sources; from others than recorded its
@@ -187,29 +233,34 @@ impl Receiver {
         if let Some(slot) = self.slots.remove(&number) {
             self.file_names.release(&slot.slot.file);
             self.by_name.remove(&slot.slot.header.name);
-            self.by_file.remove(&slot.slot.file);
+            self.places.remove(slot.slot.place());
             self.barrier.forget.push(number);
         }
     }
 
-    pub(super) fn add_slot(
+    fn add_slot(
         &mut self,
         entry: &Announcement,
-        fixed_file: Option<String>,
+        fixed: Option<FixedPlace>,
         source_keys: Vec<SourceKey>,
     ) -> Result<u32, ProtocolError> {
         let header = &entry.header;
-        let file = match (fixed_file, header.kind) {
-            (Some(file), _) => {
-                // An entry of an earlier session may sit on this number.
-                if let Some(&holder) = self.by_file.get(&file) {
+        let (file, data_offset) = match (fixed, header.kind) {
+            (Some(FixedPlace { file, data_offset }), _) => {
+                // Entries of an earlier session may sit there.
+                let place = Place {
+                    file: &file,
+                    data_offset,
+                    byte_len: header.byte_len,
+                };
+                for holder in self.places.holders(place) {
                     self.forget(holder);
                 }
                 self.file_names.reserve(&file);
-                file
+                (file, data_offset)
             }
-            (None, EntryKind::Tensor { .. }) => self.file_names.tensor(&header.name),
-            (None, EntryKind::Blob) => self.file_names.blob(&header.name),
+            (None, EntryKind::Tensor { .. }) => (self.file_names.tensor(&header.name), None),
+            (None, EntryKind::Blob) => (self.file_names.blob(&header.name), None),
         };
         let number = self.next_number;
         self.next_number = number.checked_add(1).ok_or_else(|| {
@@ -218,11 +269,12 @@ impl Receiver {
         let slot = SlotFile {
             number,
             file,
+            data_offset,
             header: header.clone(),
             source_keys,
         };
         self.by_name.insert(header.name.clone(), number);
-        self.by_file.insert(slot.file.clone(), number);
+        self.places.insert(slot.place(), number);
         self.slots.insert(number, Slot::new(slot, self.config.grid));
         Ok(number)
     }

@@ -16,7 +16,7 @@ use super::{
     Announcement, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason, ReceiverFrame,
     Wanted, lane::ReceiveLane, slot::Slot,
 };
-use crate::plan::{FileNames, RangeSet, SourceKey, SourceState};
+use crate::plan::{FileNames, Places, RangeSet, SourceKey, SourceState};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Instant,
@@ -41,7 +41,7 @@ pub struct Receiver {
     config: ReceiverConfig,
     slots: BTreeMap<u32, Slot>,
     by_name: HashMap<String, u32>,
-    by_file: HashMap<String, u32>,
+    places: Places,
     /// Entries of the journal by source; those of this session cite sources that
     /// were announced before them.
     recovered_by_source: HashMap<SourceKey, Vec<u32>>,
@@ -52,6 +52,8 @@ pub struct Receiver {
     seen_sources: HashSet<SourceKey>,
     announced: Vec<(u32, Announcement)>,
     tensor_count: u64,
+    /// Where the next tensor begins in the container, if there is one.
+    container_end: Option<u64>,
     announced_bytes: u64,
     /// Announced, Wanted not yet out.
     unanswered: VecDeque<u32>,
@@ -113,24 +115,25 @@ impl Receiver {
     pub fn new(config: ReceiverConfig, recovered: Recovered) -> Self {
         let mut file_names = FileNames::default();
         let mut by_name = HashMap::new();
-        let mut by_file = HashMap::new();
+        let mut places = Places::default();
         let mut recovered_by_source = HashMap::new();
         let mut slots = BTreeMap::new();
         for entry in recovered.entries {
             file_names.reserve(&entry.slot.file);
             by_name.insert(entry.slot.header.name.clone(), entry.slot.number);
-            by_file.insert(entry.slot.file.clone(), entry.slot.number);
+            places.insert(entry.slot.place(), entry.slot.number);
             for &key in &entry.slot.source_keys {
                 let numbers: &mut Vec<u32> = recovered_by_source.entry(key).or_default();
                 numbers.push(entry.slot.number);
             }
             slots.insert(entry.slot.number, Slot::recovered(entry, config.grid));
         }
+        let container_end = config.container_header_len;
         Receiver {
             config,
             slots,
             by_name,
-            by_file,
+            places,
             recovered_by_source,
             next_number: recovered.next_number,
             file_names,
@@ -139,6 +142,7 @@ impl Receiver {
             seen_sources: HashSet::new(),
             announced: Vec::new(),
             tensor_count: 0,
+            container_end,
             announced_bytes: 0,
             unanswered: VecDeque::new(),
             rest: None,

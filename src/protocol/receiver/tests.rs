@@ -37,12 +37,14 @@ fn resumed(manifest: ManifestPromise, durable: std::ops::Range<u64>) -> Receiver
             max_undurable_bytes: 100,
         },
         layout: Layout::Named,
+        container_header_len: None,
         manifest,
         fingerprint: None,
     };
     let slot = SlotFile {
         number: 0,
         file: "x.npy".to_owned(),
+        data_offset: None,
         header: header(),
         source_keys: vec![OLD],
     };

@@ -35,6 +35,8 @@ pub struct ReceiverConfig {
     pub commit: CommitPolicy,
     /// File names.
     pub layout: Layout,
+    /// Bytes in front of the tensors in the file that they share, where they share one.
+    pub container_header_len: Option<u64>,
     /// What the sender promised at Open.
     pub manifest: ManifestPromise,
     /// From [`crate::protocol::Open::fingerprint`].

@@ -17,7 +17,10 @@ mod turns;
 use self::{
     disk::{finish_commit, spawn_commit, spawn_compare},
     lane::{run_lane, send_control, send_frame, serve_joined, set_limits},
-    open::{First, check_supported, commit_policy, random_token, read_first, staging_options},
+    open::{
+        First, check_supported, commit_policy, container_header_len, random_token, read_first,
+        staging_options,
+    },
     sessions::Sessions,
     turns::Turns,
 };
@@ -291,6 +294,7 @@ async fn receive_session(
             max_lanes,
             commit: commit_policy(open.commit_mode),
             layout: open.layout,
+            container_header_len: container_header_len(open),
             manifest: open.manifest,
             fingerprint: open.fingerprint,
         },

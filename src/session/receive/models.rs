@@ -103,6 +103,7 @@ impl Model {
                 max_undurable_bytes: 1 << 10,
             },
             layout: Layout::Named,
+            container_header_len: None,
             manifest: ManifestPromise::Open,
             fingerprint: None,
         };

@@ -2,14 +2,17 @@
 
 use super::{ReceiveOptions, lane::next_data};
 use crate::{
-    format::codec::Codec,
+    format::{codec::Codec, safetensors},
     plan::{Digest16, Grid},
     protocol::{
-        CommitMode, CommitPolicy, Join, Open, OutFormat, ProtocolError, Reason, SenderFrame,
+        CommitMode, CommitPolicy, Join, ManifestPromise, Open, OutFormat, ProtocolError, Reason,
+        SenderFrame,
     },
     session::error::SessionError,
     store::StagingOptions,
-    wire::{Event, FrameParser, decode_sender_frame, encode_layout, encode_out_format},
+    wire::{
+        Event, FrameParser, decode_sender_frame, encode_layout, encode_npy_dtype, encode_out_format,
+    },
 };
 use std::time::Duration;
 use tonic::body::Body;
@@ -50,17 +53,35 @@ pub(super) async fn read_first(
 }
 
 pub(super) fn check_supported(open: &Open) -> Result<(), SessionError> {
-    if open.out_format != OutFormat::Npy {
-        return Err(
-            ProtocolError::new(Reason::Unsupported, "only the npy container is written").into(),
-        );
-    }
+    check_container(open)?;
     if open.codecs & Codec::None.bit() == 0 {
         return Err(
             ProtocolError::new(Reason::BadCompression, "codec 0 must be among the codecs").into(),
         );
     }
     Ok(())
+}
+
+fn check_container(open: &Open) -> Result<(), SessionError> {
+    let len = open.container_header_len;
+    let is_complete = matches!(open.manifest, ManifestPromise::Complete { .. });
+    let refuse = |why: String| Err(ProtocolError::new(Reason::Unsupported, why).into());
+    match open.out_format {
+        OutFormat::Npy if len == 0 => Ok(()),
+        OutFormat::Npy => refuse(format!("a header of {len} bytes without a container")),
+        OutFormat::Safetensors if !is_complete => {
+            refuse("one file for all tensors needs a complete manifest".to_owned())
+        }
+        OutFormat::Safetensors if !safetensors::is_header_len(len) => refuse(format!(
+            "a container header of {len} bytes is not a multiple of 8 within the limits of safetensors"
+        )),
+        OutFormat::Safetensors => Ok(()),
+    }
+}
+
+/// Bytes in front of the tensors in the file that they share, where they share one.
+pub(super) fn container_header_len(open: &Open) -> Option<u64> {
+    (open.out_format == OutFormat::Safetensors).then_some(open.container_header_len)
 }
 
 pub(super) fn staging_options(
@@ -73,6 +94,7 @@ pub(super) fn staging_options(
         chunk_len,
         layout: encode_layout(open.layout),
         out_format: encode_out_format(open.out_format),
+        npy_dtype: encode_npy_dtype(open.npy_dtype),
         write_mode: options.write_mode,
     })
 }

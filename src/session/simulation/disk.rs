@@ -203,6 +203,7 @@ impl Journal {
             chunk_len: CHUNK_LEN_MIN,
             layout: 1,
             out_format: 1,
+            npy_dtype: 1,
         };
         let (bytes, chain) = header.encode().expect("the header is in order");
         Journal {

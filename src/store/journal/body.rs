@@ -167,6 +167,7 @@ fn encode_entry(entry: &EntryRecord) -> Result<Vec<u8>, RecordError> {
         big_endian: header.big_endian,
         byte_len: header.byte_len,
         file: entry.file.clone(),
+        data_offset: entry.data_offset.unwrap_or(0),
         source_keys: entry.source_keys.iter().map(|key| copy(key)).collect(),
     };
     Ok(body.encode_to_vec())
@@ -197,6 +198,7 @@ fn decode_entry(body: wire::Entry) -> Result<EntryRecord, RecordError> {
             byte_len: body.byte_len,
         },
         file: body.file,
+        data_offset: Some(body.data_offset).filter(|&offset| offset > 0),
         source_keys: keys
             .map(|key| exactly("source key", key))
             .collect::<Result<_, _>>()?,

@@ -28,6 +28,8 @@ pub(crate) struct JournalHeader {
     pub(crate) layout: i32,
     /// Container number of the wire protocol, as it was given.
     pub(crate) out_format: i32,
+    /// Number of the wire protocol for how `.npy` files name types, as it was given.
+    pub(crate) npy_dtype: i32,
 }
 
 /// Why bytes are not a file header.
@@ -64,6 +66,12 @@ impl JournalHeader {
             chunk_len: self.chunk_len,
             layout: self.layout,
             out_format: self.out_format,
+            // Left out where it is the first: what journals of before say.
+            npy_dtype: if self.npy_dtype == 1 {
+                0
+            } else {
+                self.npy_dtype
+            },
         };
         let body = body.encode_to_vec();
         let mut out = Vec::with_capacity(FIXED_LEN + body.len() + CRC_LEN);
@@ -116,6 +124,8 @@ impl JournalHeader {
             chunk_len: body.chunk_len,
             layout: body.layout,
             out_format: body.out_format,
+            // Journals of before say nothing.
+            npy_dtype: body.npy_dtype.max(1),
         };
         value.check().map_err(|_| HeaderFault::Damaged)?;
         let next = Chain::after_header(crc);
@@ -141,6 +151,7 @@ mod tests {
             chunk_len: 1 << 20,
             layout: 1,
             out_format: 1,
+            npy_dtype: 1,
         }
     }
 

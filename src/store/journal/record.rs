@@ -1,6 +1,8 @@
 //! What a journal can say.
 
-use crate::plan::{Digest16, EntryHeader, MAX_ENTRY_SOURCES, PlanError, SourceKey, SourceState};
+use crate::plan::{
+    Digest16, EntryHeader, MAX_ENTRY_SOURCES, Place, PlanError, SourceKey, SourceState,
+};
 
 /// Longest file path below `data/`, in bytes.
 const MAX_FILE_LEN: usize = 4096;
@@ -53,6 +55,8 @@ pub(crate) struct EntryRecord {
     pub(crate) header: EntryHeader,
     /// Path below `data/`.
     pub(crate) file: String,
+    /// First byte in a file that it shares with others; `None` where it has its own.
+    pub(crate) data_offset: Option<u64>,
     /// Its sources.
     pub(crate) source_keys: Vec<SourceKey>,
 }
@@ -98,6 +102,9 @@ pub(crate) enum RecordError {
     /// The file could be outside `data/` or is no file name.
     #[error("file {0:?} is not a relative path of plain parts")]
     File(String),
+    /// Not behind the header of a shared file, or beyond the end of all numbers.
+    #[error("an entry cannot begin at byte {0} of a shared file")]
+    Offset(u64),
     /// Cell numbers beyond 64 bits.
     #[error("cells from {first} of entry {entry} run over the end of all numbers")]
     Run {
@@ -125,10 +132,24 @@ impl Run {
 }
 
 impl EntryRecord {
+    /// Where it lies below `data/`.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place {
+            file: &self.file,
+            data_offset: self.data_offset,
+            byte_len: self.header.byte_len,
+        }
+    }
+
     /// Checks every rule that does not need another record.
     pub(crate) fn check(&self) -> Result<(), RecordError> {
         self.header.check()?;
         check_file(&self.file)?;
+        if let Some(offset) = self.data_offset
+            && (offset == 0 || offset.checked_add(self.header.byte_len).is_none())
+        {
+            return Err(RecordError::Offset(offset));
+        }
         if self.source_keys.len() > MAX_ENTRY_SOURCES {
             return Err(RecordError::Header(PlanError::TooMany {
                 what: "sources of one entry",

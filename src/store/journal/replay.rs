@@ -144,6 +144,7 @@ mod tests {
             chunk_len: 1 << 20,
             layout: 1,
             out_format: 1,
+            npy_dtype: 1,
         };
         header.encode().unwrap()
     }

@@ -13,6 +13,7 @@ pub(super) fn header() -> JournalHeader {
         chunk_len: CHUNK_LEN_MIN,
         layout: 1,
         out_format: 1,
+        npy_dtype: 1,
     }
 }
 
@@ -161,6 +162,7 @@ impl Script {
             number,
             header,
             file,
+            data_offset: None,
             source_keys,
         }));
     }

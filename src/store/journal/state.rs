@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::record::{EntryRecord, Record, Run};
-use crate::plan::{CellSums, Digest16, Grid, RangeSet, SourceKey, SourceState};
+use crate::plan::{CellSums, Digest16, Grid, Places, RangeSet, SourceKey, SourceState};
 
 /// The fold of all records up to some point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) struct State {
     // All three follow from `entries`; without them a journal of a million entries
     // takes a million times a million steps.
     by_name: HashMap<String, u32>,
-    by_file: HashMap<String, u32>,
+    places: Places,
     by_source: HashMap<SourceKey, BTreeSet<u32>>,
 }
 
@@ -70,8 +70,8 @@ pub(crate) enum Violation {
     /// The entry number was used before, or is the highest there is.
     #[error("entry number {0} is not fresh")]
     EntryNumber(u32),
-    /// Two entries in one file.
-    #[error("the file of entry {new} is that of entry {live}")]
+    /// Two entries in one place.
+    #[error("the place of entry {new} is that of entry {live}")]
     FileInUse {
         /// The entry that has it.
         live: u32,
@@ -116,7 +116,7 @@ impl State {
             used_numbers: RangeSet::new(),
             grid,
             by_name: HashMap::new(),
-            by_file: HashMap::new(),
+            places: Places::default(),
             by_source: HashMap::new(),
         }
     }
@@ -202,7 +202,7 @@ impl State {
         let number = record.number;
         if let Some(entry) = self.entries.get_mut(&number)
             && entry.record.header == record.header
-            && entry.record.file == record.file
+            && entry.record.place() == record.place()
         {
             // The same entry, from other sources: what was taken from the former
             // ones is no longer trusted.
@@ -218,11 +218,9 @@ impl State {
             .filter(|_| !self.used_numbers.contains(u64::from(number)));
         let next = next.ok_or(Violation::EntryNumber(number))?;
         let replaced = self.by_name.get(&record.header.name).copied();
-        match self.by_file.get(&record.file) {
-            Some(&live) if Some(live) != replaced => {
-                return Err(Violation::FileInUse { live, new: number });
-            }
-            _ => {}
+        let holders = self.places.holders(record.place());
+        if let Some(&live) = holders.iter().find(|&&live| Some(live) != replaced) {
+            return Err(Violation::FileInUse { live, new: number });
         }
         if let Some(replaced) = replaced {
             self.remove(replaced);
@@ -231,7 +229,7 @@ impl State {
         self.used_numbers
             .insert(u64::from(number)..u64::from(number) + 1);
         self.by_name.insert(record.header.name.clone(), number);
-        self.by_file.insert(record.file.clone(), number);
+        self.places.insert(record.place(), number);
         self.link_sources(number, &record.source_keys);
         let entry = EntryState {
             record,
@@ -250,7 +248,7 @@ impl State {
             return;
         };
         self.by_name.remove(&record.header.name);
-        self.by_file.remove(&record.file);
+        self.places.remove(record.place());
         self.unlink_sources(number, &record.source_keys);
     }
 

@@ -271,6 +271,7 @@ fn records_too_long_for_one_body_mean_the_same() {
         number: 0,
         header,
         file: "files/big".into(),
+        data_offset: None,
         source_keys: vec![],
     };
     script.push(Record::Entry(entry));

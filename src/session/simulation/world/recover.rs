@@ -101,6 +101,7 @@ impl World {
         for (number, mut entry) in state.entries {
             let EntryRecord {
                 file,
+                data_offset,
                 header,
                 source_keys,
                 ..
@@ -108,6 +109,7 @@ impl World {
             let slot = SlotFile {
                 number,
                 file,
+                data_offset,
                 header,
                 source_keys,
             };
@@ -159,6 +161,7 @@ impl World {
             codecs: CodecChoice::Lz4.codecs(),
             commit: self.commit,
             layout: self.layout,
+            container_header_len: None,
             manifest: self.view.promise,
             fingerprint: None,
         };
@@ -184,6 +187,7 @@ pub(super) fn records(group: &Group) -> Vec<Record> {
             number: slot.number,
             header: slot.header.clone(),
             file: slot.file.clone(),
+            data_offset: slot.data_offset,
             source_keys: slot.source_keys.clone(),
         })
     }));

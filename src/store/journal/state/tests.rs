@@ -21,6 +21,7 @@ fn entry(number: u32, name: &str, file: &str) -> Record {
         number,
         header,
         file: file.into(),
+        data_offset: None,
         source_keys: vec![[7; 16]],
     })
 }
