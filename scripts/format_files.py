@@ -13,9 +13,9 @@ Needs the Python packages of the large libraries (scripts/test.sh). Prints the s
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
-import random
 import struct
 import sys
 import zipfile
@@ -182,8 +182,6 @@ def npz(path: Path, tensors: Tensors, content: Content, **how: Any) -> Path:
         arrays = {name: np.resize(np.frombuffer(content.piece, "<f4"), count) for name, count in tensors}
         np.savez_compressed(path, **arrays)
         return path
-    import io
-
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, count in tensors:
             head = io.BytesIO()
@@ -200,8 +198,6 @@ def deflated(path: Path, tensors: Tensors, content: Content) -> Path:
 
 def pickled(tensors: Tensors, view: Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]) -> bytes:
     """The pickle of a dictionary of tensors, each with a storage of its own."""
-    import io
-
     sys.path.insert(0, str(TOOLS))
     import stand_ins
 
@@ -217,7 +213,8 @@ def pickled(tensors: Tensors, view: Callable[[int], tuple[tuple[int, ...], tuple
     root = stand_ins.OrderedDict()
     for number, (name, count) in enumerate(tensors):
         shape, strides = view(count)
-        root[name.replace("/", ".")] = stand_ins.Tensor(stand_ins.Storage(count, str(number)), 0, shape, strides, "float32")
+        storage = stand_ins.Storage(count, str(number))
+        root[name.replace("/", ".")] = stand_ins.Tensor(storage, 0, shape, strides, "float32")
     Pickler(out, 2).dump(root)
     return out.getvalue()
 
@@ -227,7 +224,7 @@ def pytorch(path: Path, tensors: Tensors, content: Content, turned: bool = False
     path = path.with_suffix(".pt")
 
     def view(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        # Every other row of a square comes from the next column.
+        # Rows of four elements, of which four lie between one and the next.
         return ((4, count // 16, 4), (4, 16, 1)) if turned else ((count,), (1,))
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -573,7 +570,6 @@ def main() -> int:
     parser.add_argument("--holes", action="store_true", help="zeros that take no room")
     parser.add_argument("--check", action="store_true", help="have the library read the last tensor")
     args = parser.parse_args()
-    random.seed(args.seed)
     count = max(args.bytes // args.count // 64 * 16, 16)
     parts = ("query", "key", "value", "output")
     tensors = [(f"model/layers/{n // 4:05}/attention/{parts[n % 4]}/kernel", count) for n in range(args.count)]
