@@ -32,6 +32,9 @@ import harness  # noqa: E402
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PIECE = 16 * MIB
 TMPFS = Path("/dev/shm")
+_CACHE = os.environ.get("TENSORFERRY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tensorferry"
+LARGE_PYTHON = Path(_CACHE).expanduser() / "venv-big" / "bin" / "python"
+"""The Python that has the large libraries; `scripts/test.sh all` makes it."""
 SETTLE_S = 3.0
 """A source that changed later than this before a push may be fingerprinted as unsettled."""
 
@@ -194,6 +197,15 @@ def write_model(path: Path, lengths: Sequence[int], seed: int, *, sparse: bool =
         for index, start in enumerate(range(0, offset, PIECE)):
             out.write(memoryview(pieces[index % len(pieces)])[: offset - start])
     return 8 + len(text)
+
+
+def make_format(python: Path, kind: str, path: Path, extra: Sequence[str]) -> Path:
+    """A checkpoint of `format_files.py`; the source to name."""
+    command = [str(python), str(SCRIPTS / "format_files.py"), kind, str(path), *extra]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        raise harness.Failed(f"{kind} cannot be made: {made.stderr[-1000:].strip()}")
+    return Path(made.stdout.splitlines()[-1])
 
 
 def warm(path: Path) -> None:

@@ -178,6 +178,14 @@ if [ "$what" = all ]; then
     for script in count_copies memory_bound versus_rsync resume_start small_tensors; do
         python3 "scripts/$script.py" --binary "$binary" --quick --workdir "$work"
     done
+    if need_large; then
+        quickly=(--binary "$binary" --quick --python "$large_venv/bin/python")
+        python3 scripts/copies_per_format.py "${quickly[@]}" --formats tf-names npz hdf5 pytorch gguf
+        python3 scripts/open_formats.py "${quickly[@]}"
+        python3 scripts/versus_tensorflow.py "${quickly[@]}"
+    else
+        not_run "measurements of formats (Python packages)"
+    fi
     need tc iproute2 || not_run "long fat link (tc)"
     for script in long_fat_link slow_lane rate_limit; do
         python3 "scripts/$script.py" --binary "$binary" --quick

@@ -2,12 +2,15 @@
 
 use crate::{
     plan::{MAX_ALIASES, MAX_DIMENSIONS, MAX_ENTRY_NAME_LEN},
-    source::tensorflow::{
-        bundle::{Bundle, BundleEntry, Element, MAX_SLICES},
-        graph::Graph,
-        only_text,
-        saved_model::SavedModel,
-        table,
+    source::{
+        tensorflow::{
+            bundle::{Bundle, BundleEntry, Element, MAX_SLICES},
+            graph::Graph,
+            only_text,
+            saved_model::{SavedModel, object_graph},
+            table,
+        },
+        view::View,
     },
 };
 use std::collections::HashSet;
@@ -86,7 +89,11 @@ pub fn tensorflow_graph(data: &[u8]) {
 /// # Panics
 /// A property is broken.
 pub fn saved_model(data: &[u8]) {
-    let Ok(model) = SavedModel::parse(data) else {
+    let Ok(Some((offset, len))) = object_graph(View::memory(data)) else {
+        return;
+    };
+    let objects = &data[offset as usize..(offset + len) as usize];
+    let Ok(model) = SavedModel::parse(objects) else {
         return;
     };
     let mut places = HashSet::new();

@@ -249,10 +249,8 @@ impl Builder {
             entries = selection::select(entries, options)?;
             let mut names = HashSet::new();
             if let Some(twice) = entries.iter().find(|e| !names.insert(&e.header.name)) {
-                return Err(PlanError::Duplicate {
-                    name: clip(&twice.header.name),
-                }
-                .into());
+                let why = format!("two tensors would be called {:?}", clip(&twice.header.name));
+                return Err(SourceError::Selection { why });
             }
             if entries.is_empty() {
                 let why = "no tensor is left".to_owned();

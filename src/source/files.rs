@@ -1,6 +1,6 @@
 //! The files of a checkpoint: opened when read, a bounded number at a time.
 
-use super::{SourceError, fingerprint, fingerprint::Stamp, mapped::MappedFile};
+use super::{SourceError, fingerprint, fingerprint::Stamp, mapped::MappedFile, pages::Pages};
 use crate::{fault, plan::SourceState};
 use rustix::fs::OFlags;
 use std::collections::HashMap;
@@ -26,6 +26,7 @@ pub(super) struct OpenFile {
     settled: bool,
     /// As many bytes as the file has, at most [`HEAD_LEN`].
     head: OnceLock<Vec<u8>>,
+    pages: Pages,
 }
 
 impl OpenFile {
@@ -64,6 +65,7 @@ impl OpenFile {
             stamp,
             settled,
             head: OnceLock::new(),
+            pages: Pages::default(),
         })
     }
 
@@ -107,10 +109,13 @@ impl OpenFile {
             SourceError::malformed(&self.canonical, "its header does not fit in memory")
         })?;
         let mut bytes = vec![0; len];
-        fault::call("source_pread", || {
-            self.file.read_exact_at(&mut bytes, offset)
-        })
-        .map_err(|error| read_error(&self.canonical, error))?;
+        let read = |offset, buf: &mut [u8]| {
+            fault::call("source_pread", || self.file.read_exact_at(buf, offset))
+                .map_err(|error| read_error(&self.canonical, error))
+        };
+        if !self.pages.read(offset, &mut bytes, self.stamp.size, read)? {
+            read(offset, &mut bytes)?;
+        }
         Ok(bytes)
     }
 }

@@ -235,7 +235,12 @@ impl Reader<'_> {
         if file.is_empty() || !plain || file.contains('\0') {
             return Err(outside());
         }
-        let opened = OpenFile::open(&self.root.join(relative)).map_err(|error| match error {
+        // What lies directly in the folder can only be led elsewhere by being a link.
+        let opened = match relative.components().count() {
+            1 => OpenFile::open_in(&self.root, file),
+            _ => OpenFile::open(&self.root.join(relative)),
+        };
+        let opened = opened.map_err(|error| match error {
             SourceError::NotFound { .. } => {
                 self.malformed(name, format!("file {:?} does not exist", clip(file)))
             }

@@ -38,6 +38,7 @@ mod mapped;
 mod npy;
 pub(crate) mod npz;
 pub(crate) mod onnx;
+mod pages;
 pub(crate) mod pickle;
 pub(crate) mod protobuf;
 pub mod safetensors;

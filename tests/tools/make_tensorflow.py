@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import format_files  # noqa: E402
 
 SEED = 20261128
 LARGE = 3 * (1 << 20) + 5
@@ -151,6 +155,33 @@ def sharded(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     return folder / "model.ckpt-3"
 
 
+def foreign(folder: Path, rng: np.random.Generator, dtypes: Sequence[str]) -> Path:
+    """What a big-endian machine saves. TensorFlow reads it anywhere and turns the bytes."""
+    out = format_files.Bundle(folder / "ckpt", big_endian=True)
+    for dtype in dtypes:
+        for form, shape in (("matrix", (5, 7)), ("scalar", ()), ("empty", (0, 3))):
+            value = values(dtype, shape, rng)
+            data = value.byteswap().tobytes()
+            if value.dtype.kind == "c":
+                # Each of its two numbers by itself.
+                data = value.reshape(-1).view(f"f{value.itemsize // 2}").byteswap().tobytes()
+            crc = format_files.CRC32C.of(data)
+            out.note(f"{dtype}/{form}", tf.as_dtype(dtype).as_datatype_enum, shape, len(data), crc)
+            out.data.write(data)
+    return out.close()
+
+
+def big_endian(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Every type that .npy can say to be big-endian, and those of one byte."""
+    return foreign(folder, rng, NUMPY)
+
+
+def big_endian_bfloat16(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """The type that .npy has only as two bytes without an order."""
+    note(folder, refused="bfloat16")
+    return foreign(folder, rng, ["float32", "bfloat16"])
+
+
 def many(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     """So many names that the index has several blocks."""
     count = 9000 if large else 40
@@ -241,7 +272,8 @@ def version_1(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     return folder / "model.ckpt"
 
 
-CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, module_export, version_1)
+CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, module_export, version_1,
+         big_endian, big_endian_bfloat16)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what must land

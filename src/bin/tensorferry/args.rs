@@ -218,8 +218,8 @@ pub(crate) struct PushArgs {
     /// ferry://HOST[:PORT]/NAME, HOST:NAME or a local folder
     #[arg(value_name = "DEST")]
     pub(crate) dest: OsString,
-    /// Show which tensor becomes which file, and how many bytes are left to send; write
-    /// nothing and contact nobody
+    /// Show which tensor becomes which file, and how many bytes are left to send by what
+    /// the receiver has; send and write nothing
     #[arg(short = 'n', long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_DRY_RUN")]
     pub(crate) dry_run: bool,
     /// Replace a published checkpoint of the same name

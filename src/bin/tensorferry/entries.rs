@@ -49,6 +49,7 @@ struct TotalEvent<'a> {
     tensors: u64,
     files: u64,
     bytes: u64,
+    derived_bytes: u64,
 }
 
 /// Opens a source where it may block on the disk.
@@ -133,7 +134,13 @@ pub(crate) fn show(source: &SourceSet, files: Option<(Layout, OutFormat)>, outpu
             file,
         }
     });
-    show_rows(&rows.collect::<Vec<_>>(), source.format(), output);
+    let derived_bytes = source.derived_bytes();
+    show_rows(
+        &rows.collect::<Vec<_>>(),
+        source.format(),
+        derived_bytes,
+        output,
+    );
 }
 
 /// The same of a checkpoint that stands on a server.
@@ -165,7 +172,7 @@ pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
         file: Some(file.file.clone()),
     });
     let rows = tensors.chain(files).collect::<Vec<_>>();
-    show_rows(&rows, &info.source_format, output);
+    show_rows(&rows, &info.source_format, 0, output);
 }
 
 /// What a tensor is for, in one word.
@@ -178,7 +185,7 @@ fn role(entry: &Row<'_>) -> &'static str {
     }
 }
 
-fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
+fn show_rows(entries: &[Row<'_>], format: &str, derived_bytes: u64, output: &Output) {
     let has_files = entries.iter().any(|row| row.file.is_some());
     // Of a source that calls its tensors otherwise, or knows what they are for.
     let has_origins = has_files && entries.iter().any(|row| row.source_name.is_some());
@@ -238,6 +245,7 @@ fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
             tensors,
             files,
             bytes,
+            derived_bytes,
         },
     );
     output.human(&format!(
@@ -247,4 +255,11 @@ fn show_rows(entries: &[Row<'_>], format: &str, output: &Output) {
         units::bytes(bytes),
         units::shown(format)
     ));
+    if derived_bytes > 0 {
+        output.human(&format!(
+            "{} of them ({derived_bytes} bytes) do not lie in the source as they are sent: \
+             the sender puts them together, which copies them once",
+            units::bytes(derived_bytes)
+        ));
+    }
 }

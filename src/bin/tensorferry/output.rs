@@ -4,6 +4,7 @@ use crate::exit::Failure;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
 };
@@ -176,7 +177,11 @@ pub(crate) fn complain(text: &str) {
 
 /// JSON leaves more characters bare than a terminal can bear; they stand in strings
 /// only, where they may be escaped.
-fn escape_odd(json: &str) -> String {
+fn escape_odd(json: &str) -> Cow<'_, str> {
+    // Nearly always, and tens of thousands of lines are printed of large checkpoints.
+    if json.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Cow::Borrowed(json);
+    }
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         if is_odd(c) {
@@ -188,7 +193,7 @@ fn escape_odd(json: &str) -> String {
             out.push(c);
         }
     }
-    out
+    Cow::Owned(out)
 }
 
 #[cfg(test)]

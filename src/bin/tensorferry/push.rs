@@ -14,11 +14,13 @@ use crate::{
 use serde::Serialize;
 use std::{collections::BTreeMap, future::IntoFuture, sync::Arc, time::Duration};
 use tensorferry::{
-    Client, Embedded, Error, Progress, PushOptions, Transfer, TransferReport, protocol::Durability,
-    source::SourceSet, status_folder,
+    CheckpointStatus, Client, Embedded, Error, ErrorCode, Progress, PushOptions, Transfer,
+    TransferReport, protocol::Durability, source::SourceSet, status_folder,
 };
 
 const TICK: Duration = Duration::from_millis(200);
+/// How long a dry run waits for a server.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Serialize)]
 struct BeginEvent<'a> {
@@ -31,7 +33,9 @@ struct BeginEvent<'a> {
 #[derive(Serialize)]
 struct LeftEvent {
     left_bytes: u64,
-    durable_bytes: u64,
+    /// `None` where the receiver did not say.
+    durable_bytes: Option<u64>,
+    published: bool,
 }
 
 #[derive(Serialize)]
@@ -64,21 +68,12 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     entries::tell_skipped(&source, output);
     options.check_for(&source)?;
     if args.dry_run {
-        let durable_bytes = durable_bytes(&target).await.min(source.total_bytes());
-        let left_bytes = source.total_bytes() - durable_bytes;
-        output.event(
-            "left",
-            &LeftEvent {
-                left_bytes,
-                durable_bytes,
-            },
-        );
+        let found = ask(&target).await;
+        let left = LeftEvent::new(&found, source.total_bytes());
+        output.event("left", &left);
         let files = (args.layout.into(), args.out_format.into());
         entries::show(&source, Some(files), output);
-        output.talk(&format!(
-            "dry run: nothing was sent to {}, {left_bytes} bytes are left to send",
-            units::shown(&target.to_string())
-        ));
+        tell_left(&left, &target, found.err(), output);
         return Ok(());
     }
     // From here on Ctrl-C keeps what is durable.
@@ -132,20 +127,70 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     }
 }
 
-/// Of how many bytes a dry run would find them on the receiver already. A server is not
-/// asked.
-async fn durable_bytes(target: &Target) -> u64 {
-    let Target::Folder(folder) = target else {
-        return 0;
+/// What the receiver knows of a name; `None` where that is nothing.
+async fn ask(target: &Target) -> Result<Option<CheckpointStatus>, Error> {
+    let status = match target {
+        Target::Server { authority, name } => {
+            let name = target::checkpoint_name(authority, name)?;
+            let client = Client::new(authority)?;
+            let asked = tokio::time::timeout(ANSWER_TIMEOUT, client.status(&name)).await;
+            asked.unwrap_or_else(|_| {
+                Err(Error::Transport {
+                    endpoint: authority.clone(),
+                    message: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+                })
+            })
+        }
+        Target::Folder(folder) => {
+            let folder = folder.clone();
+            let asked = tokio::task::spawn_blocking(move || status_folder(&folder)).await;
+            asked.map_err(|error| Error::Bug(error.to_string()))?
+        }
     };
-    let folder = folder.clone();
-    let status = tokio::task::spawn_blocking(move || status_folder(&folder)).await;
-    // A folder of which nothing is known has nothing.
-    let transfer = status
-        .ok()
-        .and_then(Result::ok)
-        .and_then(|status| status.transfer);
-    transfer.map_or(0, |row| row.durable_bytes)
+    match status {
+        Ok(status) => Ok(Some(status)),
+        Err(error) if error.code() == ErrorCode::SourceMissing => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl LeftEvent {
+    fn new(found: &Result<Option<CheckpointStatus>, Error>, total_bytes: u64) -> LeftEvent {
+        let status = found.as_ref().ok();
+        let durable_bytes = status.map(|status| {
+            let row = status.as_ref().and_then(|status| status.transfer.as_ref());
+            row.map_or(0, |row| row.durable_bytes.min(total_bytes))
+        });
+        LeftEvent {
+            left_bytes: total_bytes - durable_bytes.unwrap_or(0),
+            durable_bytes,
+            published: status.is_some_and(|s| s.as_ref().is_some_and(|s| s.published)),
+        }
+    }
+}
+
+/// The end of a dry run. What the receiver has is not compared with the source.
+fn tell_left(left: &LeftEvent, target: &Target, unknown: Option<Error>, output: &Output) {
+    let place = units::shown(&target.to_string());
+    output.talk(&format!(
+        "dry run: nothing was sent to {place}, {} bytes are left to send",
+        left.left_bytes
+    ));
+    match (unknown, left.durable_bytes) {
+        (Some(error), _) => output.talk(&format!(
+            "what {place} has already is not known: {}",
+            units::brief(&error.to_string())
+        )),
+        (None, Some(durable_bytes)) if durable_bytes > 0 => output.talk(&format!(
+            "{durable_bytes} bytes of an unfinished transfer are durable there already"
+        )),
+        _ => {}
+    }
+    if left.published {
+        output.talk(
+            "a checkpoint stands there already: the very same sends nothing, another needs --overwrite",
+        );
+    }
 }
 
 fn options(args: &PushArgs) -> PushOptions {

@@ -7,7 +7,8 @@ use super::{
         builder::Builder,
         error::ContentError,
         files::OpenFile,
-        protobuf::{Fields, Value},
+        protobuf::{Fields, Value, varint},
+        view::{Refusal, View},
     },
     Facts,
     graph::read_edge,
@@ -17,8 +18,10 @@ use std::path::Path;
 
 /// File that makes a folder a SavedModel.
 pub(crate) const MODEL_FILE: &str = "saved_model.pb";
-/// Longest one that is read.
-const MAX_MODEL_LEN: u64 = 256 << 20;
+/// Longest graph of objects in it that is read.
+const MAX_OBJECTS_LEN: u64 = 256 << 20;
+/// Most bytes before the content of a field: two numbers.
+const MAX_FIELD_HEAD_LEN: u64 = 20;
 /// Most objects of a model.
 const MAX_NODES: usize = 1 << 20;
 
@@ -29,16 +32,21 @@ pub(in crate::source) fn load(folder: &Path, builder: &mut Builder) -> Result<bo
         return Ok(false);
     }
     let file = OpenFile::open(&path)?;
-    let bytes = match file.byte_len() {
-        0..=MAX_MODEL_LEN => file.prefix(MAX_MODEL_LEN)?,
-        len => {
-            let why =
-                format!("{len} bytes are more than {MAX_MODEL_LEN}: what is trainable is not read");
+    let view = View::file(&file);
+    let found = object_graph(view).map_err(|refusal| refusal.of(&path))?;
+    let model = match found.unwrap_or_default() {
+        (offset, len @ ..=MAX_OBJECTS_LEN) => {
+            let bytes = file.bytes_at(offset, len)?;
+            SavedModel::parse(&bytes).map_err(|error| SourceError::content(&path, error))?
+        }
+        (_, len) => {
+            let why = format!(
+                "its objects take {len} bytes, more than {MAX_OBJECTS_LEN}: what is trainable is not read"
+            );
             builder.skip(MODEL_FILE, why);
-            Vec::new()
+            SavedModel::default()
         }
     };
-    let model = SavedModel::parse(&bytes).map_err(|error| SourceError::content(&path, error))?;
     let index = folder.join("variables").join("variables.index");
     let index_file = OpenFile::open(&index).map_err(|error| match error {
         SourceError::NotFound { .. } => SourceError::malformed(
@@ -91,22 +99,9 @@ enum Kind<'a> {
 }
 
 impl SavedModel {
-    /// Reads a `SavedModel`.
+    /// Reads a `SavedObjectGraph`.
     pub(crate) fn parse(message: &[u8]) -> Result<SavedModel, ContentError> {
-        for field in Fields::new(message) {
-            let field = field?;
-            if field.number != 2 {
-                continue;
-            }
-            for field in field.value.fields()? {
-                let field = field?;
-                // The first graph that knows objects: others are the same for other devices.
-                if field.number == 7 {
-                    return Ok(describe(&read_nodes(field.value)?));
-                }
-            }
-        }
-        Ok(SavedModel::default())
+        Ok(describe(&read_nodes(message)?))
     }
 
     /// What is known of a variable, where number and name agree.
@@ -119,9 +114,56 @@ impl SavedModel {
     }
 }
 
-fn read_nodes<'a>(graph: Value<'a>) -> Result<Vec<Node<'a>>, ContentError> {
+/// Where the graph of objects lies in a `SavedModel`: that of the first of its graphs which has
+/// one, for others are the same for other devices. Their operations, nearly all of the file, are
+/// passed over.
+pub(crate) fn object_graph(view: View<'_>) -> Result<Option<(u64, u64)>, Refusal> {
+    let mut at = 0;
+    while let Some(field) = next_field(view, &mut at, view.byte_len())? {
+        let (2, offset, len) = field else { continue };
+        let mut at = offset;
+        while let Some(field) = next_field(view, &mut at, offset + len)? {
+            if let (7, offset, len) = field {
+                return Ok(Some((offset, len)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The number of the field at a place, and where its bytes lie if it has some of its own, which
+/// are not read; `None` at the end of the message. Moves on to the next one.
+fn next_field(view: View<'_>, at: &mut u64, end: u64) -> Result<Option<(u32, u64, u64)>, Refusal> {
+    let start = *at;
+    if start >= end {
+        return Ok(None);
+    }
+    let head = view.read(start, (end - start).min(MAX_FIELD_HEAD_LEN))?;
+    let bad = |why: &str| view.malformed(start, why);
+    let mut rest = &head[..];
+    let mut number = || varint(&mut rest).map_err(|_| bad("a number that does not end"));
+    let tag = number()?;
+    let len = match tag & 7 {
+        0 => {
+            number()?;
+            0
+        }
+        1 => 8,
+        2 => number()?,
+        5 => 4,
+        kind => return Err(bad(&format!("a field of the unknown kind {kind}"))),
+    };
+    let offset = start + (head.len() - rest.len()) as u64;
+    let next = offset.checked_add(len).filter(|&next| next <= end);
+    *at = next.ok_or_else(|| bad("a message that is cut off"))?;
+    let has_bytes = tag & 7 == 2;
+    let field = u32::try_from(tag >> 3).ok().filter(|_| has_bytes);
+    Ok(Some((field.unwrap_or(0), offset, len)))
+}
+
+fn read_nodes(graph: &[u8]) -> Result<Vec<Node<'_>>, ContentError> {
     let mut nodes = Vec::new();
-    for field in graph.fields()? {
+    for field in Fields::new(graph) {
         let field = field?;
         if field.number != 1 {
             continue;
