@@ -84,6 +84,7 @@ if need_python; then
     formats=("$work"/formats/npz/[!n]*.npz "$work"/formats/torch/*.p* "$work"/formats/torch/sharded
         "$work"/formats/torch/sharded/*.index.json "$work"/formats/distributed "$work"/formats/hdf5/*)
     "${landing[@]}" --brief "${formats[@]}"
+    "$python" tests/tools/check_container.py --binary "$binary" "$work"/sources/every_dtype_st/*.safetensors
     if samples=$(python3 tests/tools/torch_samples.py "$cache/torch_samples"); then
         # shellcheck disable=SC2086  # the list is words
         "${landing[@]}" --brief $samples
@@ -186,8 +187,9 @@ if [ "$what" = all ]; then
     else
         not_run "measurements of formats (Python packages)"
     fi
-    need tc iproute2 || not_run "long fat link (tc)"
-    for script in long_fat_link slow_lane rate_limit; do
+    need tc iproute2 || not_run "long fat link, network cuts (tc)"
+    need iptables-legacy iptables || not_run "network cuts (iptables-legacy)"
+    for script in long_fat_link slow_lane rate_limit network_cuts; do
         python3 "scripts/$script.py" --binary "$binary" --quick
     done
 

@@ -157,8 +157,17 @@ def staging(root: Path) -> list[str]:
 class Server:
     """A `tensorferry serve`, possibly under a wrapper such as strace."""
 
-    def __init__(self, binary: Path, root: Path, port: int, *, wrapper: Sequence[str] = (), extra: Sequence[str] = ()):
-        self.port = port
+    def __init__(
+        self,
+        binary: Path,
+        root: Path,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        wrapper: Sequence[str] = (),
+        extra: Sequence[str] = (),
+    ):
+        self.host, self.port = host, port
         self.log = root.parent / f"{root.name}.server.log"
         command = [
             *wrapper,
@@ -166,7 +175,7 @@ class Server:
             "serve",
             str(root),
             "--listen",
-            f"127.0.0.1:{port}",
+            f"{host}:{port}",
             "--format",
             "json",
             *extra,
@@ -196,7 +205,7 @@ class Server:
             self.process.wait(timeout=30)
             return False
         event = json.loads(line)
-        if event.get("event") != "listening" or event.get("address") != f"127.0.0.1:{self.port}":
+        if event.get("event") != "listening" or event.get("address") != f"{self.host}:{self.port}":
             raise Failed(f"first line of the server: {line!r}")
         return True
 
