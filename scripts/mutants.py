@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Shows that the ordinary checks notice deliberately broken builds.
+"""Shows that the ordinary checks notice deliberately broken programs.
 
-Each `__mutant_…` cargo feature takes one safeguard out of the program. The detectors below are the
-checks that every build runs; they do not know the mutants. The unmutated build must pass all of
-them, and each mutant must be failed by at least one. Otherwise a check is blind.
+A build with the cargo feature `__mutants` leaves out the one safeguard that TENSORFERRY_MUTANT names.
+The detectors below are the checks that every build runs; they do not know the mutants. The ordinary
+build must pass all of them, and each mutant must be failed by at least one. Otherwise a check is blind.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ DETECTORS: dict[str, list[str]] = {
 """Title -> command; `--binary PATH` is added. `faults` is the program of `tests/faults`."""
 
 MUTANTS = {
-    "__mutant_ack_before_sync": "acks before the journal is synced",
-    "__mutant_journal_first": "writes the journal record before the data is synced",
-    "__mutant_no_dir_fsync": "never syncs a directory",
-    "__mutant_no_crc": "does not compare checksums of chunks",
-    "__mutant_no_ctime": "leaves ctime out of fingerprints",
-    "__mutant_size_resume": "trusts the length of a staged file instead of the journal",
-    "__mutant_retry_sync": "tries a failed sync again and goes on",
-    "__mutant_no_range_check": "takes chunks outside their cell",
+    "ack_before_sync": "acks before the journal is synced",
+    "journal_first": "writes the journal record before the data is synced",
+    "no_dir_fsync": "never syncs a directory",
+    "no_crc": "does not compare checksums of chunks",
+    "no_ctime": "leaves ctime out of fingerprints",
+    "size_resume": "trusts the length of a staged file instead of the journal",
+    "retry_sync": "tries a failed sync again and goes on",
+    "no_range_check": "takes chunks outside their cell",
 }
-"""Feature -> what it breaks."""
+"""Name of a safeguard (`src/mutant.rs`) -> what a program without it does."""
+
+FEATURE = "__mutants"
 
 FAULTS = ["cargo", "test", "--no-run", "--locked", "--test", "faults"]
 
@@ -52,7 +54,7 @@ TIMEOUT_S = 900
 def build(feature: str | None) -> Path:
     """Builds one binary in the dev profile and copies it aside, so that the next build leaves it alone."""
     more = ["--features", feature] if feature else []
-    return make(["cargo", "build", "--locked", "--bin", "tensorferry", *more], feature or "unmutated")
+    return make(["cargo", "build", "--locked", "--bin", "tensorferry", *more], "mutants" if feature else "unmutated")
 
 
 def make(command: list[str], name: str) -> Path:
@@ -70,12 +72,7 @@ def make(command: list[str], name: str) -> Path:
     return binary
 
 
-def binary_of(feature: str | None, folder: Path | None) -> Path:
-    """A binary made before, or a fresh build."""
-    return folder / (feature or "unmutated") if folder else build(feature)
-
-
-def detect(binary: Path, command: list[str], faults: Path) -> tuple[str, str]:
+def detect(binary: Path, mutant: str | None, command: list[str], faults: Path) -> tuple[str, str]:
     """`pass`, `FAIL` or `n/a` (the detector could not run), and the end of what it printed."""
     program = [str(faults), *command[1:]] if command[0] == "faults" else [sys.executable, *command]
     full = [*program, "--binary", str(binary)]
@@ -88,7 +85,7 @@ def detect(binary: Path, command: list[str], faults: Path) -> tuple[str, str]:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=TIMEOUT_S,
-            env=os.environ | {"CI": "true"},
+            env=os.environ | {"CI": "true"} | ({"TENSORFERRY_MUTANT": mutant} if mutant else {}),
         )
     except subprocess.TimeoutExpired:
         return "FAIL", f"still running after {TIMEOUT_S} s"
@@ -102,12 +99,12 @@ def main() -> int:
     """Exit status 0 when the unmutated build passes everything and every mutant is noticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--build", action="store_true", help="build every mutant with cargo")
+    how.add_argument("--build", action="store_true", help="build both programs with cargo")
     how.add_argument(
         "--binaries",
         type=lambda text: Path(text).resolve(),
         metavar="DIR",
-        help="take the binaries from here: `unmutated` and one named like each feature",
+        help="take the programs from here: `unmutated`, `mutants` and `faults`",
     )
     parser.add_argument(
         "--all", action="store_true", help="run every detector on every mutant, not only until one notices it"
@@ -119,21 +116,24 @@ def main() -> int:
     details: list[str] = []
     # Made once, without any feature: it must not know which build it has.
     faults = args.binaries / "faults" if args.binaries else make(FAULTS, "faults")
-    for feature in (None, *MUTANTS):
+    folder = args.binaries
+    plain = folder / "unmutated" if folder else build(None)
+    mutated = folder / "mutants" if folder else build(FEATURE)
+    for mutant in (None, *MUTANTS):
         started = time.monotonic()
-        binary = binary_of(feature, args.binaries)
-        print(f"{feature or 'unmutated':<{width}}", end="", flush=True)
+        binary = mutated if mutant else plain
+        print(f"{mutant or 'unmutated':<{width}}", end="", flush=True)
         seen: list[str] = []
         for title, command in DETECTORS.items():
-            noticed = feature and not args.all and "FAIL" in seen
-            outcome, output = ("-", "") if noticed else detect(binary, command, faults)
+            noticed = mutant and not args.all and "FAIL" in seen
+            outcome, output = ("-", "") if noticed else detect(binary, mutant, command, faults)
             seen.append(outcome)
             print(f"{outcome:>{len(title) + 2}}", end="", flush=True)
             if outcome in ("n/a", "FAIL"):
-                details.append(f"{feature or 'unmutated'}, {title}: {output}")
-        good = "FAIL" in seen if feature else set(seen) == {"pass"}
-        if feature and not good:
-            details.append(f"{feature} ({MUTANTS[feature]}) was not noticed")
+                details.append(f"{mutant or 'unmutated'}, {title}: {output}")
+        good = "FAIL" in seen if mutant else set(seen) == {"pass"}
+        if mutant and not good:
+            details.append(f"{mutant} ({MUTANTS[mutant]}) was not noticed")
         ok = ok and good
         print(f"  {'ok' if good else 'BAD'} ({time.monotonic() - started:.0f} s)", flush=True)
     print("", *details, sep="\n")

@@ -67,6 +67,7 @@ pub mod internals;
 mod loopback;
 mod map;
 pub mod measure;
+mod mutant;
 mod open_push;
 mod options;
 pub mod plan;

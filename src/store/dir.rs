@@ -303,7 +303,7 @@ impl Dir {
 
     /// Makes the names in this folder durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        if cfg!(feature = "__mutant_no_dir_fsync") {
+        if crate::mutant::is("no_dir_fsync") {
             return Ok(());
         }
         fault::call("fsync_dir", || fs::fsync(self.fd.as_fd())).context("sync", self.shown(""))

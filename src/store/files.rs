@@ -10,6 +10,7 @@ use crate::{
     fault,
     format::{Dtype, npy},
     map::WriteMap,
+    mutant,
     plan::{EntryHeader, EntryKind, Order},
     protocol::{NpyDtype, Placement, SlotFile, Written},
 };
@@ -501,7 +502,7 @@ impl Files {
 /// report success.
 fn once(sync: impl Fn() -> io::Result<()>) -> io::Result<()> {
     match sync() {
-        Err(_) if cfg!(feature = "__mutant_retry_sync") => sync(),
+        Err(_) if mutant::is("retry_sync") => sync(),
         done => done,
     }
 }

@@ -22,7 +22,7 @@ use super::{
     space::Reservation,
 };
 use crate::{
-    fault,
+    fault, mutant,
     plan::{CheckpointName, Grid},
     protocol::{
         CommitMode, Durability, Group, GroupCells, ManifestPromise, Open, PublishPlan, Recovered,
@@ -256,9 +256,10 @@ impl Staging {
                 held: entry.held.clone(),
                 sums: entry.sums.clone(),
             };
-            #[cfg(feature = "__mutant_size_resume")]
-            let recovered = self.trust_length(recovered);
-            recovered
+            match mutant::is("size_resume") {
+                true => self.trust_length(recovered),
+                false => recovered,
+            }
         };
         Recovered {
             entries: state.entries.values().map(entry).collect(),
@@ -268,7 +269,6 @@ impl Staging {
     }
 
     /// A file of full length counts as complete, whatever the journal says.
-    #[cfg(feature = "__mutant_size_resume")]
     fn trust_length(&self, mut entry: RecoveredEntry) -> RecoveredEntry {
         let len = entry.slot.header.byte_len;
         for cell in 0..len.div_ceil(u64::from(self.chunk_len)) {
@@ -331,7 +331,7 @@ impl Staging {
         if !group.kept.is_empty() {
             records.push(Record::Kept(group.kept.iter().map(run).collect()));
         }
-        if cfg!(feature = "__mutant_journal_first") {
+        if mutant::is("journal_first") {
             self.append(&records)?;
             self.sync_files(group)?;
         } else {

@@ -3,6 +3,7 @@
 use super::{Arrival, CompareJob, MAX_REJECTS_IN_ROW, Receiver};
 use crate::{
     format::codec::{self, Codec},
+    mutant,
     plan::{RangeSet, clip},
     protocol::{
         ChunkHead, Compare, MAX_COMPARE_CELLS, MAX_COMPARING_CELLS, ProtocolError, Reason, Reject,
@@ -30,7 +31,7 @@ impl Receiver {
             ));
         }
         let on_grid = match grid.cell_at(header.byte_len, head.offset) {
-            None if cfg!(feature = "__mutant_no_range_check") => Some(0),
+            None if mutant::is("no_range_check") => Some(0),
             cell => cell,
         };
         let cell = on_grid.ok_or_else(|| {
@@ -44,7 +45,7 @@ impl Receiver {
         let (offset, cell_len) = grid
             .cell_span(header.byte_len, cell)
             .ok_or_else(|| range("no such cell".into()))?;
-        if head.raw_len != cell_len && !cfg!(feature = "__mutant_no_range_check") {
+        if head.raw_len != cell_len && !mutant::is("no_range_check") {
             return Err(range(format!(
                 "chunk at {offset} of {:?} has {} bytes, the cell has {cell_len}",
                 clip(&header.name),

@@ -63,7 +63,7 @@ fn read_and_compare(session: &Arc<Session>, job: CompareJob, reserved: Reserved)
 pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<()> {
     let session = Arc::clone(session);
     tokio::task::spawn_blocking(move || {
-        if cfg!(feature = "__mutant_ack_before_sync") {
+        if crate::mutant::is("ack_before_sync") {
             session.core().committed(group.id);
             session.wake.notify_one();
             std::thread::sleep(Duration::from_millis(20));
