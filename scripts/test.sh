@@ -80,6 +80,7 @@ if need_python; then
     made=("$work/sources/every_dtype_st" "$work/sources/every_dtype_npy" "$work/sources/one.npy")
     "${landing[@]}" "${made[@]}"
     "${several[@]}" "${landing[@]}" "${made[@]}"
+    "$python" tests/tools/check_export.py --binary "$binary" "${made[@]}"
     "$python" tests/tools/make_formats.py "$work/formats"
     formats=("$work"/formats/npz/[!n]*.npz "$work"/formats/torch/*.p* "$work"/formats/torch/sharded
         "$work"/formats/torch/sharded/*.index.json "$work"/formats/distributed "$work"/formats/hdf5/*)

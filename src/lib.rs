@@ -40,6 +40,7 @@
 //! | receive | [`Server`] |
 //! | convert into a folder of this machine | [`Embedded`] |
 //! | read what landed | [`Checkpoint`], [`list_folder`], [`status_folder`] |
+//! | write one file of another format | [`export_safetensors`], [`export_npz`] |
 //! | measure the machine beneath | [`measure`] |
 //! | do the same without `async` | [`blocking`] |
 //!
@@ -54,6 +55,7 @@ mod checkpoint;
 mod client;
 mod embedded;
 mod error;
+mod export;
 mod fault;
 #[cfg(test)]
 mod fault_tests;
@@ -88,6 +90,7 @@ pub use checkpoint::{
 pub use client::{CheckpointStatus, CheckpointSummary, Client, DEFAULT_PORT};
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
+pub use export::{ExportOptions, ExportReport, export_npz, export_safetensors};
 pub use format::{Dtype, codec::CodecChoice};
 pub use map::install_sigbus_guard;
 pub use open_push::OpenPush;

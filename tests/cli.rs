@@ -994,3 +994,128 @@ fn a_limit_on_the_length_of_files_is_told_and_no_signal() {
     assert_eq!(output.status.code(), Some(8), "{stderr}");
     assert!(!temp.path().join("landed/manifest.json").exists());
 }
+
+#[test]
+fn an_export_of_what_landed_is_what_was_pushed() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path();
+    make_source(dir, "model", 3);
+    succeed(dir, &["push", "model", "landed"]);
+    let stdout = succeed(
+        dir,
+        &["export", "landed", "m.safetensors", "--format", "json"],
+    );
+    assert_eq!(events(&stdout)[0]["event"], "begin");
+    let done = last_event(&stdout, "done");
+    assert_eq!(done["files"], serde_json::json!(["m.safetensors"]));
+    // Without the side file.
+    assert_eq!(
+        (&done["tensors"], &done["bytes"]),
+        (&3.into(), &(SOURCE_BYTES - 11).into())
+    );
+    let human = succeed(dir, &["export", "landed", "m.npz"]);
+    assert!(human.starts_with("exported 3 tensors, "), "{human}");
+    assert_eq!(
+        succeed(dir, &["export", "landed", "q.npz", "--format", "quiet"]),
+        ""
+    );
+
+    // Back again, both are the same checkpoint as the source.
+    for (at, name) in ["m.safetensors", "m.npz"].into_iter().enumerate() {
+        let folder = format!("again{at}");
+        succeed(dir, &["push", name, &folder]);
+        let first = Checkpoint::open(dir.join("landed")).unwrap();
+        let again = Checkpoint::open(dir.join(&folder)).unwrap();
+        assert_eq!(again.tensors().len(), 3);
+        for tensor in first.tensors() {
+            let found = again.tensor(&tensor.name).unwrap().unwrap();
+            assert_eq!(found.info().crc32c, tensor.crc32c);
+            assert_eq!(
+                (found.info().dtype, &found.info().shape),
+                (tensor.dtype, &tensor.shape)
+            );
+        }
+    }
+
+    let one = [
+        "export",
+        "landed",
+        "bias.npz",
+        "--include",
+        "*.bias",
+        "--rename",
+        "layer.*=*",
+    ];
+    succeed(dir, &one);
+    assert!(succeed(dir, &["inspect", "bias.npz", "--format", "quiet"]).contains("bias"));
+    succeed(
+        dir,
+        &["export", "landed", "m.safetensors", "--max-shard", "1M"],
+    );
+    assert!(dir.join("m.safetensors.index.json").is_file());
+    fail(dir, &["export", "landed", "m.safetensors"], 9);
+    assert!(fail(dir, &["export", "landed", "m.npz"], 9).contains("--overwrite"));
+    succeed(dir, &["export", "landed", "m.npz", "--overwrite"]);
+    fail(dir, &["export", "landed", "m.npy"], 2);
+    fail(dir, &["export", "absent", "n.npz"], 3);
+    fail(dir, &["export", "landed"], 2);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_not_exported() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path();
+    make_source(dir, "model", 3);
+    succeed(dir, &["push", "model", "landed"]);
+    let file = dir.join("landed/layer.weight.npy");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for name in ["m.safetensors", "m.npz"] {
+        let stderr = fail(dir, &["export", "landed", name], 6);
+        assert!(stderr.contains("layer.weight"), "{stderr}");
+        let output = run(dir, &["export", "landed", name, "--format", "json"]);
+        let error = last_event(&String::from_utf8(output.stdout).unwrap(), "error");
+        assert_eq!(error["code"], "integrity");
+    }
+    let mut left: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["landed", "model"]);
+}
+
+#[test]
+fn an_interrupted_export_leaves_nothing_behind() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path();
+    // A hole takes no room, and yet it must all be read and written.
+    let source = fs::File::create(dir.join("w.npy")).unwrap();
+    let header = encode_header("|u1", false, &[8 << 30]);
+    std::io::Write::write_all(&mut &source, &header).unwrap();
+    source.set_len(header.len() as u64 + (8 << 30)).unwrap();
+    let mut child = program()
+        .current_dir(dir)
+        .args(["export", "w.npy", "m.npz", "--format", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let begin: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(begin["event"], "begin");
+    // The first word of progress comes when bytes have been written.
+    let progress: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(progress["event"], "progress");
+    interrupt(&child);
+    let last = lines.map(Result::unwrap).last().unwrap();
+    assert_eq!(last_event(&last, "error")["code"], "interrupted");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["w.npy"]);
+}

@@ -94,7 +94,7 @@ impl Gathered {
                     let inside: Vec<u64> = inside.collect();
                     let from = part.offset + boxes::place(&inside, &part.steps);
                     let to = boxes::place(&start, &self.steps) - base;
-                    let mut window = Window::new(files, part.file_index);
+                    let mut window = Window::of_file(files, part.file_index);
                     let item_len = self.item_len;
                     boxes::runs(
                         &lens,
@@ -113,21 +113,33 @@ impl Gathered {
     }
 }
 
-/// Reads small runs of a file from front to back, many at once where they are near.
-pub(super) struct Window<'a> {
-    files: &'a FileTable,
-    file_index: u32,
+/// Reads small runs of bytes from front to back, many at once where they are near.
+pub(super) struct Window<R> {
+    read: R,
+    byte_len: u64,
     start: u64,
     bytes: Vec<u8>,
     next_len: u64,
 }
 
-impl<'a> Window<'a> {
-    pub(super) fn new(files: &'a FileTable, file_index: u32) -> Self {
+impl Window<()> {
+    pub(super) fn of_file(
+        files: &FileTable,
+        file_index: u32,
+    ) -> Window<impl FnMut(u64, &mut [u8]) -> Result<(), SourceError>> {
+        Window::new(files.byte_len(file_index), move |offset, buf: &mut [u8]| {
+            files.read_at(file_index, offset, buf)
+        })
+    }
+}
+
+impl<R: FnMut(u64, &mut [u8]) -> Result<(), SourceError>> Window<R> {
+    /// Of `byte_len` bytes, which `read` gives from an offset on.
+    pub(super) fn new(byte_len: u64, read: R) -> Self {
         let (start, bytes, next_len) = (0, Vec::new(), MIN_READ_LEN);
         Window {
-            files,
-            file_index,
+            read,
+            byte_len,
             start,
             bytes,
             next_len,
@@ -137,7 +149,7 @@ impl<'a> Window<'a> {
     pub(super) fn copy(&mut self, offset: u64, to: &mut [u8]) -> Result<(), SourceError> {
         let len = to.len() as u64;
         if len >= MAX_READ_LEN {
-            return self.files.read_at(self.file_index, offset, to);
+            return (self.read)(offset, to);
         }
         let end = self.start + self.bytes.len() as u64;
         if offset < self.start || offset + len > end {
@@ -147,16 +159,14 @@ impl<'a> Window<'a> {
                 true => (self.next_len * 2).min(MAX_READ_LEN),
                 false => MIN_READ_LEN,
             };
-            let file_len = self.files.byte_len(self.file_index);
             let read_len = self
                 .next_len
                 .max(len)
-                .min(file_len.saturating_sub(offset))
+                .min(self.byte_len.saturating_sub(offset))
                 .max(len);
             self.bytes.resize(read_len as usize, 0);
             self.start = offset;
-            self.files
-                .read_at(self.file_index, offset, &mut self.bytes)?;
+            (self.read)(offset, &mut self.bytes)?;
         }
         let at = (offset - self.start) as usize;
         to.copy_from_slice(&self.bytes[at..at + to.len()]);

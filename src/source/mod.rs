@@ -49,6 +49,7 @@ mod sniff;
 pub(crate) mod tensorflow;
 pub(crate) mod torch;
 pub(crate) mod torch_distributed;
+mod turned;
 pub(crate) mod view;
 pub(crate) mod zip;
 

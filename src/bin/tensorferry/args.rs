@@ -25,6 +25,7 @@ Examples:
   tensorferry list lab:                             what is there, what is unfinished
   tensorferry status lab:run7                       how far that one is
   tensorferry verify /data/run7                     re-read every byte and compare
+  tensorferry export /data/run7 run7.safetensors    one file of it, or shards, or a .npz
   tensorferry bench /data                           what this disk can do, and what limits a push
 
 Exit status:
@@ -113,6 +114,7 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     Inspect(InspectArgs),
     Verify(VerifyArgs),
+    Export(ExportArgs),
     Discard(DiscardArgs),
     Bench(BenchArgs),
     Rehearse(RehearseArgs),
@@ -502,6 +504,41 @@ pub(crate) struct VerifyArgs {
     /// Folders with a manifest.json
     #[arg(required = true, value_name = "DIR")]
     pub(crate) dirs: Vec<PathBuf>,
+}
+
+/// Write a checkpoint into one .safetensors or .npz file of this machine
+///
+/// SRC is what push takes, usually a folder that tensorferry has written: every tensor is
+/// compared with its checksum on the way, and nothing damaged gets a name. Side files
+/// (config.json, tokenizer) are not part of these formats and stay where they are.
+///
+/// A .safetensors file needs little-endian elements of a type that the format has a name
+/// for; Fortran order becomes C order. A .npz file takes everything that lands, under the
+/// types that landed files have. Ctrl-C leaves nothing behind.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  tensorferry export /data/run7 model.safetensors
+  tensorferry export /data/run7 model.safetensors --max-shard 5GB     shards and their index
+  tensorferry export /data/run7 model.npz --exclude 'optimizer/*'
+  tensorferry export model.gguf model.npz --overwrite")]
+pub(crate) struct ExportArgs {
+    /// Files and folders that make up the checkpoint
+    #[arg(required = true, value_name = "SRC", num_args = 1..)]
+    pub(crate) src: Vec<PathBuf>,
+    /// The file: its ending, .safetensors or .npz, says what it becomes
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) select: SelectArgs,
+    /// Most bytes of tensors in one .safetensors file: 5GB, 500M. More become
+    /// OUT-00001-of-0000N.safetensors and so on, and OUT.safetensors.index.json [default:
+    /// one file]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, env = "TENSORFERRY_MAX_SHARD")]
+    pub(crate) max_shard: Option<u64>,
+    /// Replace files of the same name
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_OVERWRITE")]
+    pub(crate) overwrite: bool,
 }
 
 /// Throw away the unfinished transfer of a name; what is published stays

@@ -9,6 +9,7 @@ mod demo_source;
 mod discard;
 mod entries;
 mod exit;
+mod export;
 mod inspect;
 mod interrupt;
 mod limits;
@@ -71,6 +72,7 @@ async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
         Verb::Status(args) => status::run(args, output).await,
         Verb::Inspect(args) => inspect::run(args, output).await,
         Verb::Verify(args) => verify::run(args, output).await,
+        Verb::Export(args) => export::run(args, output).await,
         Verb::Discard(args) => discard::run(args, output).await,
         Verb::Bench(args) => Box::pin(bench::run(args, output)).await,
         Verb::Rehearse(args) => Box::pin(rehearse::run(args, output)).await,

@@ -21,8 +21,18 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Meter<'a> {
     output: &'a Output,
     way: Way,
+    work: Work,
     /// When bytes began to move, and how many were settled then.
     moving: Option<(Instant, u64)>,
+}
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// A transfer.
+    Push,
+    /// Writing files: bytes are settled when they are written.
+    Export,
 }
 
 #[derive(Debug)]
@@ -42,8 +52,14 @@ struct ProgressEvent {
     resumed_bytes: u64,
 }
 
+#[derive(Serialize)]
+struct WrittenEvent {
+    total_bytes: u64,
+    written_bytes: u64,
+}
+
 impl<'a> Meter<'a> {
-    pub(crate) fn new(output: &'a Output, total_bytes: u64) -> Meter<'a> {
+    pub(crate) fn new(output: &'a Output, total_bytes: u64, work: Work) -> Meter<'a> {
         let way = if output.is_json() {
             Way::Events { last: None }
         } else if output.is_quiet() {
@@ -59,6 +75,7 @@ impl<'a> Meter<'a> {
         Meter {
             output,
             way,
+            work,
             moving: None,
         }
     }
@@ -78,21 +95,21 @@ impl<'a> Meter<'a> {
                     bar.reset_eta();
                 }
                 bar.set_position(progress.settled_bytes);
-                bar.set_message(stage_words(progress));
+                bar.set_message(stage_words(progress, self.work));
             }
             Way::Events { last } => {
                 if last.is_none_or(|at| at.elapsed() >= EVENT_INTERVAL) {
                     *last = Some(Instant::now());
-                    self.output.event(
-                        "progress",
-                        &ProgressEvent {
-                            total_bytes: progress.total_bytes,
-                            durable_bytes: progress.durable_bytes,
-                            settled_bytes: progress.settled_bytes,
-                            wire_bytes: progress.wire_bytes,
-                            resumed_bytes: progress.resumed_bytes,
-                        },
-                    );
+                    match self.work {
+                        Work::Push => self.output.event("progress", &ProgressEvent::of(progress)),
+                        Work::Export => self.output.event(
+                            "progress",
+                            &WrittenEvent {
+                                total_bytes: progress.total_bytes,
+                                written_bytes: progress.settled_bytes,
+                            },
+                        ),
+                    }
                 }
             }
             Way::Lines { last, step } => {
@@ -101,7 +118,8 @@ impl<'a> Meter<'a> {
                 if is_due || percent / LINE_STEP_PERCENT > *step {
                     *last = Instant::now();
                     *step = percent / LINE_STEP_PERCENT;
-                    self.output.talk(&line(progress, percent, self.moving));
+                    self.output
+                        .talk(&line(progress, percent, self.moving, self.work));
                 }
             }
         }
@@ -134,8 +152,21 @@ pub(crate) fn byte_bar(output: &Output, total_bytes: u64) -> ProgressBar {
     }
 }
 
-fn stage_words(progress: &Progress) -> String {
+impl ProgressEvent {
+    fn of(progress: &Progress) -> ProgressEvent {
+        ProgressEvent {
+            total_bytes: progress.total_bytes,
+            durable_bytes: progress.durable_bytes,
+            settled_bytes: progress.settled_bytes,
+            wire_bytes: progress.wire_bytes,
+            resumed_bytes: progress.resumed_bytes,
+        }
+    }
+}
+
+fn stage_words(progress: &Progress, work: Work) -> String {
     match progress.stage {
+        _ if work == Work::Export => "writing".to_owned(),
         Stage::Connecting => "connecting".to_owned(),
         Stage::Waiting => "waiting to connect again".to_owned(),
         Stage::Publishing => "publishing".to_owned(),
@@ -143,7 +174,7 @@ fn stage_words(progress: &Progress) -> String {
     }
 }
 
-fn line(progress: &Progress, percent: u64, moving: Option<(Instant, u64)>) -> String {
+fn line(progress: &Progress, percent: u64, moving: Option<(Instant, u64)>, work: Work) -> String {
     let mut text = format!(
         "{percent:>3} %  {} of {}",
         units::bytes(progress.settled_bytes),
@@ -165,5 +196,5 @@ fn line(progress: &Progress, percent: u64, moving: Option<(Instant, u64)>) -> St
             );
         }
     }
-    text + "  " + &stage_words(progress)
+    text + "  " + &stage_words(progress, work)
 }

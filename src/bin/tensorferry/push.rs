@@ -6,7 +6,7 @@ use crate::{
     exit::{Failure, Left},
     interrupt::Interrupt,
     output::Output,
-    progress::Meter,
+    progress::{Meter, Work},
     stages::{self, StageFigures},
     target::{self, Target},
     units,
@@ -220,7 +220,7 @@ async fn follow(
     output: &Output,
 ) -> (Progress, Result<TransferReport, Error>) {
     let (watcher, canceller) = (transfer.watcher(), transfer.canceller());
-    let mut meter = Meter::new(output, source.total_bytes());
+    let mut meter = Meter::new(output, source.total_bytes(), Work::Push);
     let mut ending = transfer.into_future();
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
     let mut is_cancelled = false;

@@ -125,7 +125,7 @@ impl Chunked {
     ) -> Result<(), SourceError> {
         if self.filters.is_empty() {
             let from = self.base + chunk.offset + from;
-            let mut window = Window::new(files, self.file_index);
+            let mut window = Window::of_file(files, self.file_index);
             return boxes::runs(
                 lens,
                 self.item_len,
