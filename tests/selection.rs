@@ -80,6 +80,9 @@ fn make_small(dir: &Path) {
     fs::write(source.join("config.json"), "{}").unwrap();
 }
 
+/// Files, each with the name that its tensor has in the source.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
 /// What each tensor becomes: its name in the source, by its file.
 fn mapping(events: &[Value]) -> BTreeMap<String, String> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -96,7 +99,7 @@ fn mapping(events: &[Value]) -> BTreeMap<String, String> {
 fn a_dry_run_shows_what_is_selected_and_a_push_lands_exactly_that() {
     let temp = TempDir::new().unwrap();
     make_small(temp.path());
-    let cases: [(&[&str], &[(&str, &str)]); 4] = [
+    let cases: [(&[&str], Files<'_>); 4] = [
         (
             &["--include", "*.kernel"],
             &[("a.kernel.npy", "a.kernel"), ("b.kernel.npy", "b.kernel")],
