@@ -76,12 +76,9 @@ impl Outputs {
             let allocated = fault::call("export_allocate", || {
                 fallocate(&file, FallocateFlags::empty(), 0, byte_len)
             });
-            match allocated {
-                Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => {
-                    return Err(failed("make room for", &self.path(name))(error.into()));
-                }
-                // Where the file system cannot, writing will tell.
-                Ok(()) | Err(_) => {}
+            // Where the file system cannot, writing will tell.
+            if let Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) = allocated {
+                return Err(failed("make room for", &self.path(name))(error.into()));
             }
         }
         Ok(file)
