@@ -16,6 +16,8 @@ use std::{
 
 const RUN_COUNT_DEFAULT: u64 = 20_000;
 const MAX_LEN: usize = 4096;
+/// Most memory that a target has in use at one time beyond the length of its input.
+const MAX_USED_BYTES: u64 = 16 << 20;
 
 fn from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -59,10 +61,17 @@ fn feed(target: &str, body: fn(&[u8]), seeds: Seeds) {
     let seed = from_env("TENSORFERRY_FUZZ_SEED").unwrap_or(1);
     let run_count = from_env("TENSORFERRY_FUZZ_RUNS").unwrap_or(RUN_COUNT_DEFAULT);
     let run = |what: &dyn Fn() -> String, bytes: &[u8]| {
-        if catch_unwind(AssertUnwindSafe(|| body(bytes))).is_err() {
+        let mut panicked = false;
+        let used = allocation_counter::measure(|| {
+            panicked = catch_unwind(AssertUnwindSafe(|| body(bytes))).is_err();
+        });
+        let is_greedy = used.bytes_max > bytes.len() as u64 + MAX_USED_BYTES;
+        if panicked || is_greedy {
             let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            let what = what();
-            panic!("{target}: {what}, TENSORFERRY_FUZZ_SEED={seed}, failed on {hex}");
+            let (what, used) = (what(), used.bytes_max);
+            panic!(
+                "{target}: {what}, TENSORFERRY_FUZZ_SEED={seed}, failed with {used} bytes of memory on {hex}"
+            );
         }
     };
     let begun = std::time::Instant::now();
