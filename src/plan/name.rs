@@ -182,16 +182,16 @@ impl FileNames {
         let (folders, last) = name.rsplit_once('/').unwrap_or(("", name));
         let mut prefix = String::from("files/");
         for part in folders.split('/').filter(|p| !p.is_empty()) {
-            let plain = safe_file_name(part, "", false);
-            let is_file = self
-                .folded
-                .contains(&format!("{prefix}{plain}").to_ascii_lowercase());
-            prefix.push_str(&if is_file {
-                safe_file_name(part, "", true)
-            } else {
-                plain
-            });
-            prefix.push('/');
+            let mut folder = format!("{prefix}{}", safe_file_name(part, "", false));
+            // A marked name may be that of a file, too.
+            for digits in [8, 16, 64] {
+                if !self.folded.contains(&folder.to_ascii_lowercase()) {
+                    break;
+                }
+                let marked = marked_file_name(part, "", true, digits);
+                folder = format!("{prefix}{marked}");
+            }
+            prefix = folder + "/";
         }
         // The extension stays visible behind the mark.
         let (stem, extension) = match last.rfind('.').filter(|&at| at > 0) {
@@ -348,6 +348,17 @@ mod tests {
             assert!(file.bytes().all(|b| is_plain(b) || b == b'~'), "{file}");
         }
         assert_eq!(files.indexed(3), "weight_3.npy");
+    }
+
+    #[test]
+    fn a_folder_never_has_the_name_of_a_file_even_when_both_are_marked() {
+        for name in ["a", "ö"] {
+            let mut files = FileNames::default();
+            let file = files.blob(name);
+            let inside = files.blob(&format!("{name}/x"));
+            assert_ne!(inside.strip_suffix("/x"), Some(file.as_str()), "{name}");
+            assert_eq!(inside, files.blob(&format!("{name}/x.y")).replace(".y", ""));
+        }
     }
 
     #[test]
