@@ -351,7 +351,7 @@ pub(super) fn filters(block: &mut Block<'_, '_>) -> Result<Vec<Filter>, Refusal>
     for _ in 0..count {
         let id = block.u16()?;
         let name_len = if version == 1 || id >= 256 {
-            block.u16()?
+            usize::from(block.u16()?)
         } else {
             0
         };
@@ -362,7 +362,7 @@ pub(super) fn filters(block: &mut Block<'_, '_>) -> Result<Vec<Filter>, Refusal>
         } else {
             name_len
         };
-        block.skip(padded.into())?;
+        block.skip(padded)?;
         let mut first = None;
         for _ in 0..value_count {
             let value = block.u32()?;
