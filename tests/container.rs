@@ -201,12 +201,31 @@ async fn a_tensor_that_grew_pushes_the_next_one_on_and_nothing_is_mixed() {
 }
 
 #[tokio::test]
+async fn bytes_where_a_longer_header_goes_are_never_taken_for_durable_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(temp.path()).await;
+    // `a` of the first manifest lies where the header of the second one goes.
+    let first = Load::from_sources(vec![source(1, 1, true)], vec![tensor("a", 16)]);
+    leave(&server, &first, &[(0, 0)]).await;
+    let long = "b".repeat(500);
+    let parts = vec![tensor(&long, CHUNK), tensor("c", 8)];
+    let second = Load::from_sources(vec![source(1, 1, true)], parts);
+    leave(&server, &second, &[(1, 0)]).await;
+    let mut session = server.open(open_one_file(&first, "victim")).await;
+    session.announce(&first).await;
+    assert_eq!(session.wanted[&0], [0].into(), "it is asked for again");
+    session.send_wanted(&first).await;
+    session.finish(&first).await;
+    assert_in_one_file(&server, "victim", &first);
+}
+
+#[tokio::test]
 async fn what_cannot_be_one_file_is_refused_before_a_byte_is_taken() {
     let temp = tempfile::tempdir().unwrap();
     let server = TestServer::start(temp.path()).await;
     let load = Load::of(vec![tensor("a", 10)]);
     let open = open_one_file(&load, "victim");
-    for header_len in [0, 8, open.container_header_len + 4, 100_000_016, u64::MAX] {
+    for header_len in [0, 8, open.container_header_len + 4, 100_000_000, u64::MAX] {
         let open = pb::SenderOpen {
             container_header_len: header_len,
             ..open.clone()

@@ -36,7 +36,7 @@ pub(super) fn write(
         ));
     }
     let (dir, name) = outputs::split(out)?;
-    let mut outputs = Outputs::begin(&dir, &[&name], options.overwrite)?;
+    let mut outputs = Outputs::begin(&dir, &[&name], options.overwrite, tensors.source)?;
     let file = outputs.create(&name, 0)?;
     let shown = outputs.path(&name);
     let is_over = Arc::new(AtomicBool::new(false));

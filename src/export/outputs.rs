@@ -1,14 +1,19 @@
 //! Files in the making: in a hidden folder beside their names, until all are whole.
 
 use super::failed;
-use crate::{error::Error, fault, store::StoreError};
+use crate::{
+    error::Error,
+    fault,
+    source::SourceSet,
+    store::{Catalog, StoreError},
+};
 use rustix::{
     fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with},
     io::Errno,
 };
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -49,9 +54,28 @@ pub(super) fn split(out: &Path) -> Result<(PathBuf, OsString), Error> {
 
 impl Outputs {
     /// Makes the hidden folder, if nothing of these names is in the way.
-    pub(super) fn begin(dir: &Path, names: &[&OsStr], overwrite: bool) -> Result<Self, Error> {
+    pub(super) fn begin(
+        dir: &Path,
+        names: &[&OsStr],
+        overwrite: bool,
+        source: &SourceSet,
+    ) -> Result<Self, Error> {
+        let sources = source.paths();
         for name in names {
-            check_free(&dir.join(name), overwrite)?;
+            let path = dir.join(name);
+            check_free(&path, overwrite)?;
+            if fs::canonicalize(&path).is_ok_and(|path| sources.contains(&path)) {
+                let why = format!("{} is a file of the source", path.display());
+                return Err(Error::Usage(why));
+            }
+        }
+        let canonical = fs::canonicalize(dir).map_err(failed("resolve", dir))?;
+        if let Some(landed) = Catalog::enclosing_checkpoint(&canonical) {
+            let why = format!(
+                "{} was landed by tensorferry and stays as it is: export beside it",
+                landed.display()
+            );
+            return Err(Error::Usage(why));
         }
         remove_stale(dir);
         let (hidden, lock) = make_hidden(dir)?;
@@ -115,7 +139,24 @@ impl Outputs {
     }
 
     fn rename_all(&mut self, done: &mut Vec<PathBuf>) -> Result<(), Error> {
-        for name in std::mem::take(&mut self.finished) {
+        let finished = std::mem::take(&mut self.finished);
+        let sync = || File::open(&self.dir).and_then(|dir| dir.sync_all());
+        let sync = || fault::call("export_sync_dir", sync).map_err(failed("sync", &self.dir));
+        // The index comes last. No index may ever cover shards of two exports.
+        let index = finished.last().filter(|_| finished.len() > 1).cloned();
+        if let (Some(index), true) = (&index, self.overwrite) {
+            let old = self.path(index);
+            match fault::call("export_remove", || fs::remove_file(&old)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &old)(error));
+                }
+                _ => sync()?,
+            }
+        }
+        for name in finished {
+            if index.as_ref() == Some(&name) {
+                sync()?;
+            }
             let (from, to) = (self.hidden.join(&name), self.path(&name));
             fault::call("export_rename", || rename(&from, &to, self.overwrite)).map_err(
                 |error| match error.kind() {
@@ -125,8 +166,7 @@ impl Outputs {
             )?;
             done.push(to);
         }
-        let sync = || File::open(&self.dir).and_then(|dir| dir.sync_all());
-        fault::call("export_sync_dir", sync).map_err(failed("sync", &self.dir))
+        sync()
     }
 }
 
@@ -185,9 +225,14 @@ fn make_hidden(dir: &Path) -> Result<(PathBuf, File), Error> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(failed("create", &hidden)(error)),
         }
-        let lock = open_dir(&hidden).map_err(failed("open", &hidden))?;
+        let lock = match open_dir(&hidden) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(failed("open", &hidden))?,
+        };
         // Where the file system knows no locks, nobody takes it for left behind.
-        let _ = lock.try_lock();
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            continue;
+        }
         // Another export may have removed it before it was locked.
         if is_still(&hidden, &lock) {
             return Ok((hidden, lock));

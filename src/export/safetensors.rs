@@ -48,7 +48,7 @@ pub(super) fn write(
     };
     let mut names: Vec<&OsStr> = shards.iter().map(|shard| shard.name.as_os_str()).collect();
     names.extend(index.iter().map(|(name, _)| name.as_os_str()));
-    let mut outputs = Outputs::begin(&dir, &names, options.overwrite)?;
+    let mut outputs = Outputs::begin(&dir, &names, options.overwrite, tensors.source)?;
     for shard in &shards {
         write_shard(shard, &mut outputs, pieces)?;
     }

@@ -448,14 +448,19 @@ impl Files {
         let path = self.data.shown(name);
         let file = match self.data.try_open(name, true)? {
             Some(file) => file,
-            None => {
-                let file = self.data.create_anew(name)?;
-                lock(&self.new_names).insert(folder_of(name).to_owned());
-                file
-            }
+            None => self.data.create_anew(name)?,
         };
-        let file_len = self.options.container_len;
-        fault::call("ftruncate", || file.set_len(file_len)).context("set the length of", &path)?;
+        // Also of a file that was there: who made it may have died before it synced the name.
+        lock(&self.new_names).insert(folder_of(name).to_owned());
+        let found_len = fault::call("fstat", || file.metadata())
+            .context("stat", &path)?
+            .len();
+        // It is never cut here: what lies beyond may be recorded.
+        let file_len = self.options.container_len.max(found_len);
+        if found_len < file_len {
+            fault::call("ftruncate", || file.set_len(file_len))
+                .context("set the length of", &path)?;
+        }
         let file = Arc::new(OpenFile {
             file,
             path,

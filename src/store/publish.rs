@@ -61,7 +61,11 @@ pub(super) fn publish(
             why: format!("{} bytes are more than {MAX_MANIFEST_BYTES}", bytes.len()),
         });
     }
-    finish_container(staging, plan)?;
+    if staging.open.out_format == OutFormat::Safetensors {
+        // Where their bytes were, there may be none or others in a moment.
+        staging.forget_others(plan)?;
+        finish_container(staging, plan)?;
+    }
     data.remove_file(MANIFEST_FILE)?;
     let mut file = data.create(MANIFEST_FILE)?;
     let shown = data.shown(MANIFEST_FILE);
@@ -87,9 +91,6 @@ pub(super) fn publish(
 /// Gives the file that tensors share its header. Until now nobody could take it for a
 /// finished one.
 fn finish_container(staging: &Staging, plan: &PublishPlan) -> Result<(), StoreError> {
-    if staging.open.out_format != OutFormat::Safetensors {
-        return Ok(());
-    }
     let header_len = staging.open.container_header_len;
     let shared = || {
         let slots = plan.entries.iter().map(|(slot, ..)| slot);

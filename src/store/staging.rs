@@ -30,6 +30,7 @@ use crate::{
     },
 };
 use std::{
+    collections::HashSet,
     fs::File,
     io::{Read, Seek, SeekFrom},
     sync::{Arc, Mutex, PoisonError},
@@ -155,7 +156,9 @@ impl Staging {
         let grid = Grid::new(chunk_len)?;
 
         let promised_bytes = match open.manifest {
-            ManifestPromise::Complete { total_bytes, .. } => total_bytes,
+            ManifestPromise::Complete { total_bytes, .. } => {
+                total_bytes.saturating_add(open.container_header_len)
+            }
             ManifestPromise::Open => 0,
         };
         let recorded_bytes = earlier.as_ref().map_or(0, Earlier::total_bytes);
@@ -179,7 +182,7 @@ impl Staging {
             write_mode: options.write_mode,
             is_synced,
             npy_dtype: open.npy_dtype,
-            container_len: open.container_header_len.saturating_add(promised_bytes),
+            container_len: promised_bytes,
         };
         let epoch = journal.state.epoch.saturating_add(1);
         let staging = Staging {
@@ -375,6 +378,19 @@ impl Staging {
         Ok(())
     }
 
+    /// Records that entries of earlier sessions that are not part of the checkpoint are gone.
+    pub(super) fn forget_others(&self, plan: &PublishPlan) -> Result<(), StoreError> {
+        let kept: HashSet<u32> = plan.entries.iter().map(|(slot, ..)| slot.number).collect();
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = journal.state.entries.keys().copied();
+        let others: Vec<u32> = known.filter(|number| !kept.contains(number)).collect();
+        drop(journal);
+        match others.is_empty() {
+            true => Ok(()),
+            false => self.append(&[Record::Forget(others)]),
+        }
+    }
+
     /// The session has announced so many raw bytes.
     ///
     /// # Errors
@@ -468,6 +484,7 @@ fn needed_bytes(open: &Open, present_bytes: u64) -> u64 {
             ..
         } => total_bytes
             .saturating_sub(present_bytes)
+            .saturating_add(open.container_header_len)
             .saturating_add(entry_count.saturating_mul(OVERHEAD_BYTES)),
         ManifestPromise::Open => 0,
     }

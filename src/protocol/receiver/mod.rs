@@ -13,10 +13,10 @@ pub use work::{
 };
 
 use super::{
-    Announcement, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason, ReceiverFrame,
-    Wanted, lane::ReceiveLane, slot::Slot,
+    Announcement, CONTAINER_FILE, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason,
+    ReceiverFrame, Wanted, lane::ReceiveLane, slot::Slot,
 };
-use crate::plan::{FileNames, Places, RangeSet, SourceKey, SourceState};
+use crate::plan::{FileNames, Place, Places, RangeSet, SourceKey, SourceState};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Instant,
@@ -129,7 +129,7 @@ impl Receiver {
             slots.insert(entry.slot.number, Slot::recovered(entry, config.grid));
         }
         let container_end = config.container_header_len;
-        Receiver {
+        let mut receiver = Receiver {
             config,
             slots,
             by_name,
@@ -166,6 +166,24 @@ impl Receiver {
             finish: None,
             ending: false,
             publishing: false,
+        };
+        receiver.clear_header();
+        receiver
+    }
+
+    /// Gives up what an earlier session has where the header of the container is going to
+    /// be: whether it is announced again or not, those bytes will be others.
+    fn clear_header(&mut self) {
+        let Some(byte_len) = self.container_end else {
+            return;
+        };
+        let header = Place {
+            file: CONTAINER_FILE,
+            data_offset: Some(0),
+            byte_len,
+        };
+        for holder in self.places.holders(header) {
+            self.forget(holder);
         }
     }
 

@@ -135,10 +135,14 @@ pub(super) struct Job {
     _held: Held,
 }
 
+/// Stands for the file that all tensors share; no entry has this number.
+const CONTAINER_TURN: u32 = u32::MAX;
+
 /// Chunks that are not the whole of their file take turns at it.
 fn spawn_place(session: &Arc<Session>, job: Job) {
     let file = match &job.writes[..] {
         [] => return,
+        [one] if one.placement.slot().data_offset.is_some() => CONTAINER_TURN,
         [one] if !one.placement.is_whole() => one.placement.slot().number,
         _ => return session.job(on_io, move |session| place_all(session, job)),
     };

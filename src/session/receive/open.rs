@@ -17,6 +17,11 @@ use crate::{
 use std::time::Duration;
 use tonic::body::Body;
 
+/// A text grows by this at most when it becomes JSON.
+const MAX_JSON_GROWTH: u64 = 6;
+/// Longest row of a tensor in a container's header, in bytes: its name and 32 dimensions.
+const MAX_HEADER_ROW_LEN: u64 = 4096 * MAX_JSON_GROWTH + 1024;
+
 /// How a call begins.
 pub(super) enum First {
     /// A session.
@@ -72,11 +77,27 @@ fn check_container(open: &Open) -> Result<(), SessionError> {
         OutFormat::Safetensors if !is_complete => {
             refuse("one file for all tensors needs a complete manifest".to_owned())
         }
+        OutFormat::Safetensors if len > longest_header(open) => refuse(format!(
+            "a container header of {len} bytes is more than any of such a manifest"
+        )),
         OutFormat::Safetensors if !safetensors::is_header_len(len) => refuse(format!(
             "a container header of {len} bytes is not a multiple of 8 within the limits of safetensors"
         )),
         OutFormat::Safetensors => Ok(()),
     }
+}
+
+/// More bytes than the header of such a manifest can take.
+fn longest_header(open: &Open) -> u64 {
+    let entry_count = match open.manifest {
+        ManifestPromise::Complete { entry_count, .. } => entry_count,
+        ManifestPromise::Open => 0,
+    };
+    let texts: usize = open.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
+    entry_count
+        .saturating_mul(MAX_HEADER_ROW_LEN)
+        .saturating_add((texts as u64).saturating_mul(MAX_JSON_GROWTH))
+        .saturating_add(MAX_HEADER_ROW_LEN)
 }
 
 /// Bytes in front of the tensors in the file that they share, where they share one.
