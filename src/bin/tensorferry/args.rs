@@ -208,7 +208,7 @@ impl From<WriteArg> for WriteMode {
 #[command(after_long_help = "\
 Examples:
   tensorferry push model/ out/model                   local: the same path, nothing to set up
-  tensorferry push model.safetensors lab:run7 -n      what would be sent, contacting nobody
+  tensorferry push model.safetensors lab:run7 -n      what would be sent, and nothing is
   tensorferry push ckpt/ ferry://lab:7744/run7 --overwrite
   tensorferry push ckpt/ lab:run7 --trainable         the trained variables, without the optimizer
   tensorferry push ckpt/ lab:run7 --include 'decoder/*' --rename 'decoder/*=*'

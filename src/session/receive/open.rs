@@ -93,7 +93,10 @@ fn longest_header(open: &Open) -> u64 {
         ManifestPromise::Complete { entry_count, .. } => entry_count,
         ManifestPromise::Open => 0,
     };
-    let texts: usize = open.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
+    // Quotes, colon and comma of a pair count as one more byte of text.
+    let texts: usize = (open.metadata.iter())
+        .map(|(k, v)| k.len() + v.len() + 1)
+        .sum();
     entry_count
         .saturating_mul(MAX_HEADER_ROW_LEN)
         .saturating_add((texts as u64).saturating_mul(MAX_JSON_GROWTH))
