@@ -10,7 +10,7 @@
 #   TENSORFERRY_FAULT_BINARY   the program to test; the dev build unless set
 #   TENSORFERRY_FAULT_DIR      where roots and images lie; the temporary folder unless set
 #   TENSORFERRY_FAULT_TABLE    file to which full adds its rows
-# The part guest needs a User-Mode Linux kernel: scripts/power_cut_guest.sh.
+# The parts guest and reorder need a User-Mode Linux kernel: scripts/power_cut_guest.sh.
 # A part that needs root or a tool that is not there says `not run`; under CI=true that is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,7 +36,8 @@ cuts 10 200
 delays 4 8
 silence 1 1
 cancels 300 10000
-guest 0 20"
+guest 0 20
+reorder 0 600"
 wanted=" $* "
 for part in "$@"; do
     grep -q "^$part " <<<"$all" || { echo "no part $part; there are:" $(cut -d' ' -f1 <<<"$all") >&2; exit 2; }

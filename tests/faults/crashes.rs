@@ -49,7 +49,7 @@ pub(crate) fn guests(setting: &Setting) -> Report {
     let points = setting.points(3);
     episodes(setting, &mut report, "guest", points, |folder| {
         let image = Image::make(folder, "ext4", IMAGE_MIB)?;
-        let guest = Guest::new(kernel.clone().into(), &setting.binary, folder, image)?;
+        let guest = Guest::new(kernel.clone().into(), &setting.binary, folder, image, None)?;
         Ok(Ground::Machine(guest))
     });
     report

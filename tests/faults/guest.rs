@@ -3,6 +3,7 @@
 
 use crate::{
     mount::Image,
+    recorder::Recorder,
     server::{Server, launch, run},
 };
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 const TAP: &str = "tferry0";
-const HOST: &str = "10.208.0.1/24";
+const HOST: &str = "10.208.0.1";
 const GUEST: &str = "10.208.0.2";
 const PORT: u16 = 7744;
 
@@ -20,23 +21,30 @@ pub(crate) struct Guest {
     kernel: PathBuf,
     init: PathBuf,
     image: Image,
+    log: Option<PathBuf>,
 }
 
 impl Guest {
-    /// `image` is the guest's disk. The guest sees the host's files as they are.
+    /// `image` is the guest's disk, `recorder` what notes each write to it. The guest sees
+    /// the host's files as they are.
     pub(crate) fn new(
         kernel: PathBuf,
         binary: &Path,
         folder: &Path,
         image: Image,
+        recorder: Option<&Recorder>,
     ) -> Result<Guest, String> {
         let _ = run(&["ip", "link", "del", TAP]);
         run(&["ip", "tuntap", "add", "dev", TAP, "mode", "tap"])?;
-        run(&["ip", "addr", "add", HOST, "dev", TAP])?;
+        run(&["ip", "addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
         run(&["ip", "link", "set", TAP, "up"])?;
         let init = folder.join("init");
+        let mount = match recorder {
+            None => "mount /dev/ubda /run/disk".to_owned(),
+            Some(recorder) => recorder.mount_through(HOST, "/dev/ubda", "/dev/ubdb", "/run/disk"),
+        };
         let script = format!(
-            "#!/bin/sh\n\
+            "#!/bin/bash\n\
              export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
              mount -t proc proc /proc\n\
              mount -t sysfs sys /sys\n\
@@ -46,7 +54,8 @@ impl Guest {
              ip link set lo up\n\
              ip addr add {GUEST}/24 dev vec0\n\
              ip link set vec0 up\n\
-             mount /dev/ubda /run/disk\n\
+             set -e\n\
+             {mount}\n\
              exec {} serve /run/disk/root --insecure --listen {GUEST}:{PORT}\n",
             binary.display()
         );
@@ -57,13 +66,14 @@ impl Guest {
             kernel,
             init,
             image,
+            log: recorder.map(|r| r.log().to_owned()),
         })
     }
 
     /// Boots it and waits for its server.
     pub(crate) fn start(&mut self) -> Result<Server, String> {
         self.image.detach()?;
-        launch(&[
+        let mut words = vec![
             self.kernel.display().to_string(),
             "mem=512M".to_owned(),
             "root=/dev/root".to_owned(),
@@ -75,7 +85,12 @@ impl Guest {
             "con=null".to_owned(),
             "con0=null,fd:1".to_owned(),
             "quiet".to_owned(),
-        ])
+        ];
+        // The kernel hands it to its init: a broken program is told how.
+        let mutant = std::env::var("TENSORFERRY_MUTANT");
+        words.extend(mutant.map(|name| format!("TENSORFERRY_MUTANT={name}")));
+        words.extend(self.log.iter().map(|log| format!("ubd1={}", log.display())));
+        launch(&words)
     }
 
     /// Looks at its disk while it is off.

@@ -35,13 +35,16 @@ mod mount;
 mod oracle;
 mod peers;
 mod ranges;
+mod recorder;
 mod relay;
+mod reorder;
 mod scenario;
 mod server;
 mod space;
 mod strike;
 mod syscalls;
 mod track;
+mod write_log;
 
 use scenario::{Report, Setting};
 use std::{
@@ -60,6 +63,7 @@ const SCENARIOS: &[(&str, Run)] = &[
     ("power-ext4", |s| crashes::power(s, "ext4")),
     ("power-xfs", |s| crashes::power(s, "xfs")),
     ("guest", crashes::guests),
+    ("reorder", reorder::reorder),
     ("syscalls", syscalls::deaths),
     ("late-cuts", syscalls::late_cuts),
     ("eio", syscalls::failed_syncs),

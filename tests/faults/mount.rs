@@ -61,6 +61,19 @@ impl Image {
         Ok(image)
     }
 
+    /// Mounts the file system in a file that is there.
+    pub(crate) fn adopt(file: PathBuf, point: PathBuf) -> Result<Image, String> {
+        std::fs::create_dir_all(&point).map_err(|e| e.to_string())?;
+        let mut image = Image {
+            file,
+            device: String::new(),
+            point,
+            mounted: false,
+        };
+        image.attach()?;
+        Ok(image)
+    }
+
     fn mount(&mut self) -> Result<(), String> {
         run(&["mount", &self.device, &self.point.display().to_string()])?;
         self.mounted = true;

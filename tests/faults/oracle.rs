@@ -224,7 +224,7 @@ impl Call<'_> {
                 let _ = self.out.send(self.track.load.announcement()).await;
             }
             Some(Answer::Done(done)) => {
-                self.track.done = Some(done);
+                self.track.note_done(done);
                 self.strike.at(Moment::Done);
             }
             Some(other) => self.track.fail(format!("an unexpected frame {other:?}")),
@@ -281,7 +281,7 @@ impl Call<'_> {
                     self.track
                         .fail(format!("cell {cell} of {entry} was acked and never sent"));
                 }
-                self.track.acked[entry as usize].insert(cell);
+                self.track.note_durable(entry, cell);
             }
         }
         self.durable_count += 1;

@@ -9,7 +9,10 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tensorferry::wire::pb;
 
@@ -54,7 +57,18 @@ impl Tally {
 /// Cells of one entry, by its index.
 pub(crate) type Cells = Vec<BTreeSet<u64>>;
 
+/// Counts promises over several tracks, so that each has its place in time.
+pub(crate) type Clock = Arc<AtomicU64>;
+
+/// What the receiver said for good.
+#[derive(Clone)]
+enum Promise {
+    Durable { entry: u32, cell: u64 },
+    Done(pb::Done),
+}
+
 /// One name, and the transfer under way to it.
+#[derive(Clone)]
 pub(crate) struct Track {
     pub(crate) name: String,
     pub(crate) load: Arc<Load>,
@@ -72,6 +86,9 @@ pub(crate) struct Track {
     pub(crate) sent: Cells,
     pub(crate) finish_sent: bool,
     pub(crate) done: Option<pb::Done>,
+    /// Every promise of this version and how many came before it, by `clock`.
+    history: Vec<(u64, Promise)>,
+    clock: Clock,
     /// Broken promises.
     pub(crate) failures: Vec<String>,
     pub(crate) tally: Tally,
@@ -93,6 +110,8 @@ impl Track {
             sent: Vec::new(),
             finish_sent: false,
             done: None,
+            history: Vec::new(),
+            clock: Clock::default(),
             failures: Vec::new(),
             tally: Tally::default(),
             max_bytes,
@@ -137,6 +156,46 @@ impl Track {
         self.id = id;
         self.finish_sent = false;
         self.done = None;
+        self.history.clear();
+    }
+
+    /// Tells the order of its promises by a clock that others tell theirs by too.
+    pub(crate) fn set_clock(&mut self, clock: &Clock) {
+        self.clock = clock.clone();
+    }
+
+    /// The receiver says that a cell is durable.
+    pub(crate) fn note_durable(&mut self, entry: u32, cell: u64) {
+        if self.acked[entry as usize].insert(cell) {
+            self.note(Promise::Durable { entry, cell });
+        }
+    }
+
+    /// The receiver says that the checkpoint is published.
+    pub(crate) fn note_done(&mut self, done: pb::Done) {
+        self.done = Some(done.clone());
+        self.note(Promise::Done(done));
+    }
+
+    fn note(&mut self, promise: Promise) {
+        let before = self.clock.fetch_add(1, Ordering::AcqRel);
+        self.history.push((before, promise));
+    }
+
+    /// With nothing but the first `count` promises of its clock.
+    pub(crate) fn as_of(&self, count: u64) -> Track {
+        let mut then = self.clone();
+        then.forget_acks();
+        then.done = None;
+        for (_, promise) in self.history.iter().filter(|(before, _)| *before < count) {
+            match promise {
+                Promise::Durable { entry, cell } => {
+                    then.acked[*entry as usize].insert(*cell);
+                }
+                Promise::Done(done) => then.done = Some(done.clone()),
+            }
+        }
+        then
     }
 
     /// Notes a broken promise.
