@@ -6,6 +6,7 @@ mod folder;
 mod info;
 mod verify;
 
+pub(crate) use folder::local_target;
 pub use folder::{discard_folder, list_folder, status_folder};
 pub use info::{CheckpointInfo, FileInfo, TensorInfo};
 pub use verify::{Damage, VerifyReport};

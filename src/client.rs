@@ -15,6 +15,7 @@ use crate::{
         Stage, Task, Throttle, cancelled, read_rate, send, status_error,
     },
     source::{GrowingSource, SourceError, SourceSet, Supply},
+    store::hex,
     transfer::{Transfer, TransferReport},
     wire::{LaneBody, PUSH_PATH, pb},
 };
@@ -107,6 +108,35 @@ pub struct CheckpointStatus {
     /// The unfinished transfer into the name: a first one, or one that is to
     /// replace what stands there.
     pub transfer: Option<CheckpointSummary>,
+    /// What a push has to have for the answer that it is there already.
+    pub(crate) published_as: PublishedAs,
+}
+
+/// Which transfer made what stands under a name.
+#[derive(Clone, Debug)]
+pub(crate) struct PublishedAs {
+    /// What stands for the target in the identity of a transfer.
+    pub(crate) target: String,
+    /// As 32 hex digits; empty where nothing is published.
+    pub(crate) transfer_id: String,
+    /// The same; empty where the source could not be trusted to show a change.
+    pub(crate) fingerprint: String,
+}
+
+impl CheckpointStatus {
+    /// Whether a push of this source with these options would find itself published
+    /// already, and send nothing.
+    pub fn is_of(&self, source: &SourceSet, options: &PushOptions) -> bool {
+        let entries_digest = digest_entries(source.entries().iter().map(|e| &e.header));
+        let PublishedAs {
+            target,
+            transfer_id: id,
+            fingerprint: print,
+        } = &self.published_as;
+        self.published
+            && *id == hex(&transfer_id(target, source, options))
+            && *print == hex(&fingerprint(source, entries_digest))
+    }
 }
 
 impl Client {
@@ -354,6 +384,11 @@ impl Client {
         Ok(CheckpointStatus {
             published: response.published,
             transfer: response.transfer.map(summary),
+            published_as: PublishedAs {
+                target: name.as_str().to_owned(),
+                transfer_id: response.published_transfer_id,
+                fingerprint: response.published_fingerprint,
+            },
         })
     }
 

@@ -2,6 +2,7 @@
 //! server that lives only as long as the push.
 
 use crate::{
+    checkpoint::local_target,
     client::Client,
     error::Error,
     options::{BUDGET_BYTES_MIN, PushOptions},
@@ -108,11 +109,7 @@ impl Embedded {
         source: impl Into<Arc<SourceSet>>,
         options: PushOptions,
     ) -> Result<Transfer, Error> {
-        let parent = self
-            .parent
-            .canonicalize()
-            .unwrap_or_else(|_| self.parent.clone());
-        let target = parent.join(&self.folder).display().to_string();
+        let target = local_target(&self.parent, &self.folder);
         Ok(self
             .client
             .push_as(source.into(), &WIRE_NAME.parse()?, target, options))

@@ -120,7 +120,9 @@ impl Error {
             Error::Source(SourceError::NotFound { .. }) => ErrorCode::SourceMissing,
             Error::Source(SourceError::Changed { .. }) => ErrorCode::SourceChanged,
             Error::Source(SourceError::Malformed { .. }) => ErrorCode::Integrity,
-            Error::Source(SourceError::Selection { .. }) => ErrorCode::Usage,
+            Error::Source(SourceError::Selection { .. } | SourceError::Choice { .. }) => {
+                ErrorCode::Usage
+            }
             Error::Source(_) => ErrorCode::Other,
             Error::Refused { reason, .. } | Error::Store { reason, .. } => code_of(*reason),
             Error::Protocol(e) => code_of(e.reason),

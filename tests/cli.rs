@@ -414,7 +414,17 @@ fn inspect_tells_every_tensor_as_json() {
         (&"float64".into(), &8.into())
     );
     assert_eq!(scalar["shape"], serde_json::json!([]));
+    // The place of the bytes, which begin behind a header.
+    for tensor in tensors {
+        let file = tensor["source_file"].as_str().unwrap();
+        let offset = tensor["offset"].as_u64().unwrap();
+        assert!(
+            offset > 0
+                && offset + tensor["bytes"].as_u64().unwrap() <= fs::metadata(file).unwrap().len()
+        );
+    }
     let human = succeed(temp.path(), &["inspect", "model"]);
+    assert!(human.lines().next().unwrap().contains("OFFSET"), "{human}");
     assert!(human.contains("3 tensors, 1 file"), "{human}");
 }
 

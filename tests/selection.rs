@@ -194,7 +194,7 @@ fn a_selection_that_cannot_be_meant_is_wrong_usage_and_says_why() {
         (&["--rename", "a.*=*.*"], "more `*`"),
         (&["--rename", "*.kernel=same"], "called \"same\""),
         (&["--rename", "a.bias=a.kernel"], "called \"a.kernel\""),
-        (&["--trainable"], "does not say which tensors are trainable"),
+        (&["--trainable"], "does not say which are"),
     ] {
         for verb in [
             &["push", "model", "out"][..],
@@ -436,6 +436,29 @@ fn a_restart_with_another_selection_sends_all_of_it() {
     );
     let landed = fs::read(temp.path().join("root/run/a.npy")).unwrap();
     assert_eq!(landed, fs::read(temp.path().join("large/b.npy")).unwrap());
+}
+
+#[test]
+fn a_dry_run_knows_what_stands_there_already() {
+    let temp = TempDir::new().unwrap();
+    make_small(temp.path());
+    // Younger files could change without showing it, so nothing would be known of them.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let serving = Serving::start(temp.path());
+    for dest in [serving.dest(), "out/run".to_owned()] {
+        succeed(temp.path(), &["push", "model", &dest]);
+        let left = |more: &[&str]| {
+            let words = [&["push", "-n", "model", &dest], more].concat();
+            let left = only(&succeed(temp.path(), &words), "left");
+            (left["left_bytes"].clone(), left["unchanged"].clone())
+        };
+        assert_eq!(left(&[]), (0.into(), true.into()), "{dest}");
+        // Another shape of the same is another checkpoint.
+        let other = left(&["--layout", "indexed"]);
+        assert_eq!(other, (17.into(), false.into()), "{dest}");
+        let other = left(&["--exclude", "b.*"]).1;
+        assert_eq!(other, false, "{dest}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{not_found, open_existing};
 use crate::{
-    client::{CheckpointStatus, CheckpointSummary},
+    client::{CheckpointStatus, CheckpointSummary, PublishedAs},
     error::Error,
     plan::CheckpointName,
     store::{Catalog, Manifest, TransferSummary, hex},
@@ -63,9 +63,16 @@ pub fn status_folder(folder: impl AsRef<Path>) -> Result<CheckpointStatus, Error
         Error::Source(_) => not_found(folder.to_owned()),
         error => error,
     })?;
+    let manifest = catalog.manifest(&name)?.map(|(manifest, _)| manifest);
+    let fingerprint = manifest.as_ref().and_then(|m| m.fingerprint.clone());
     let status = CheckpointStatus {
-        published: catalog.manifest(&name)?.is_some(),
+        published: manifest.is_some(),
         transfer: catalog.transfer(&name)?.as_ref().map(unfinished),
+        published_as: PublishedAs {
+            target: local_target(&parent, &name.to_string()),
+            transfer_id: manifest.map_or_else(String::new, |m| m.transfer_id),
+            fingerprint: fingerprint.unwrap_or_default(),
+        },
     };
     if !status.published && status.transfer.is_none() {
         return Err(not_found(folder.to_owned()));
@@ -92,6 +99,12 @@ pub fn discard_folder(folder: impl AsRef<Path>) -> Result<Option<u64>, Error> {
 }
 
 /// The folder that holds a local destination, and the name in it.
+/// What stands for a local folder in the identity of a transfer into it.
+pub(crate) fn local_target(parent: &Path, name: &str) -> String {
+    let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
+    parent.join(name).display().to_string()
+}
+
 fn place(folder: &Path) -> Result<(PathBuf, CheckpointName), Error> {
     let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
     let absolute = std::path::absolute(folder).map_err(|_| usage())?;

@@ -188,8 +188,12 @@ impl Ferry for Unary {
         if manifest.is_none() && transfer.is_none() {
             return Err(not_found(&name));
         }
+        let manifest = manifest.map(|(manifest, _)| manifest);
+        let fingerprint = manifest.as_ref().and_then(|m| m.fingerprint.clone());
         Ok(Response::new(pb::StatusResponse {
             published: manifest.is_some(),
+            published_fingerprint: fingerprint.unwrap_or_default(),
+            published_transfer_id: manifest.map_or_else(String::new, |m| m.transfer_id),
             transfer: transfer.map(|t| self.transfer_row(&t)),
         }))
     }

@@ -204,10 +204,8 @@ impl Builder {
             return Err(PlanError::TooMany { what, found, limit }.into());
         }
         if !self.names.insert(header.name.clone()) {
-            return Err(PlanError::Duplicate {
-                name: clip(&header.name),
-            }
-            .into());
+            let name = clip(&header.name);
+            return Err(PlanError::Duplicate { name }.into());
         }
         let list = match header.dtype() {
             Some(_) => &mut self.tensors,

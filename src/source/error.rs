@@ -15,7 +15,7 @@ pub enum SourceError {
         path: PathBuf,
     },
     /// No known format.
-    #[error("{} is in no known checkpoint format: looked at {looked_at}", path.display())]
+    #[error("{} is in no known checkpoint format: {looked_at}", path.display())]
     Unknown {
         /// File or folder.
         path: PathBuf,
@@ -60,8 +60,16 @@ pub enum SourceError {
         /// Bytes of the entry.
         byte_len: u64,
     },
+    /// A folder holds more than one checkpoint, or names one that is not there.
+    #[error("{}: {why}", path.display())]
+    Choice {
+        /// The folder, or the file that names a checkpoint.
+        path: PathBuf,
+        /// What there is, and what to name instead.
+        why: String,
+    },
     /// What the options select is not there.
-    #[error("nothing fits what was asked for: {why}")]
+    #[error("the selection cannot be taken: {why}")]
     Selection {
         /// Which pattern or wish.
         why: String,

@@ -119,7 +119,8 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
                 "it holds several TensorFlow checkpoints, {} and {}: name the one to take",
                 first.name, second.name
             );
-            return Err(SourceError::malformed(folder, why));
+            let path = folder.to_owned();
+            return Err(SourceError::Choice { path, why });
         }
     }
     if let (true, Some(refusal)) = (rest.len() == files.len(), refusal) {

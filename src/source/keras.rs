@@ -42,7 +42,7 @@ pub(super) fn load(file: &OpenFile, builder: &mut Builder) -> Result<(), SourceE
         .part(member.data_offset, member.byte_len)
         .and_then(hdf5::read)
         .map_err(of_file)?;
-    add(contents, &Adder::new(index), builder)?;
+    add(vec![(contents, Adder::new(index))], builder)?;
     let stem = file
         .path()
         .file_stem()
@@ -65,38 +65,46 @@ pub(super) fn load(file: &OpenFile, builder: &mut Builder) -> Result<(), SourceE
     Ok(())
 }
 
-/// Adds what an HDF5 file holds, with the names of layers where it is one of Keras.
+/// Adds what one HDF5 file or several shards hold, with the names of layers where they are
+/// of Keras. Of a group that is spread over shards, one of them knows the name.
 pub(super) fn add(
-    contents: Contents,
-    adder: &Adder,
+    mut parts: Vec<(Contents, Adder)>,
     builder: &mut Builder,
 ) -> Result<(), SourceError> {
-    let names = &contents.names;
-    let renamed: Vec<Option<String>> = contents
-        .datasets
-        .iter()
-        .map(|found| layer_name(&found.header.name, names))
+    let mut names = HashMap::new();
+    for (contents, _) in &mut parts {
+        names.extend(std::mem::take(&mut contents.names));
+    }
+    let all = || parts.iter().flat_map(|(contents, _)| &contents.datasets);
+    let renamed: Vec<Option<String>> = all()
+        .map(|found| layer_name(&found.header.name, &names))
         .collect();
     let is_keras = renamed.iter().any(Option::is_some);
     // Layers of nested models may have the same name.
-    let shown = contents.datasets.iter().zip(&renamed);
-    let shown: HashSet<&str> = shown
+    let shown: HashSet<&str> = all()
+        .zip(&renamed)
         .map(|(found, name)| name.as_deref().unwrap_or(&found.header.name))
         .collect();
     let is_unique = shown.len() == renamed.len();
-    let renamed = renamed
-        .clone()
-        .into_iter()
-        .map(|name| name.filter(|_| is_unique));
-    for (mut found, name) in contents.datasets.into_iter().zip(renamed) {
-        let source_name = name.map(|name| std::mem::replace(&mut found.header.name, name));
-        adder.add(found, source_name, builder)?;
-    }
-    for (name, reason) in contents.skipped {
-        builder.skip(name, reason);
+    let mut renamed = renamed.clone().into_iter();
+    for (contents, adder) in parts {
+        for (mut found, name) in contents.datasets.into_iter().zip(&mut renamed) {
+            let name = name.filter(|_| is_unique);
+            let is_optimizer = is_keras && is_of_optimizer(&found.header.name);
+            let source_name = name.map(|name| std::mem::replace(&mut found.header.name, name));
+            adder.add(found, source_name, is_optimizer, builder)?;
+        }
+        for (name, reason) in contents.skipped {
+            builder.skip(name, reason);
+        }
     }
     builder.add_format(if is_keras { "keras" } else { "hdf5" });
     Ok(())
+}
+
+/// Whether Keras puts state of its optimizer there: 3, and whole models of 2.
+fn is_of_optimizer(path: &str) -> bool {
+    path.starts_with("optimizer/") || path.starts_with("optimizer_weights/")
 }
 
 /// What a dataset is called, where Keras has put it.
@@ -167,6 +175,7 @@ pub(super) fn load_index(
         }
     }
     let folder = path.parent().unwrap_or(Path::new("."));
+    let mut parts = Vec::with_capacity(groups_by_shard.len());
     for (shard, groups) in &groups_by_shard {
         let shard_path = folder.join(shard);
         let file = OpenFile::open(&shard_path).map_err(|error| match error {
@@ -194,8 +203,8 @@ pub(super) fn load_index(
             return Err(SourceError::malformed(path, why));
         }
         let index = builder.files.add(&file, &[])?;
-        add(contents, &Adder::new(index), builder)?;
+        parts.push((contents, Adder::new(index)));
     }
-    builder.add_format("keras");
+    add(parts, builder)?;
     Ok(groups_by_shard.into_keys().collect())
 }

@@ -150,6 +150,17 @@ pub struct SourceEntry {
     pub(crate) derived: Option<Arc<dyn Derived>>,
 }
 
+impl SourceEntry {
+    /// The number of the file and the place in it of the first byte, where bytes lie as they
+    /// are sent; those of a partitioned tensor go on elsewhere. `None` for what the sender
+    /// puts together, and without bytes.
+    pub fn first_place(&self) -> Option<(u32, u64)> {
+        self.pieces
+            .first()
+            .map(|piece| (piece.file_index, piece.file_offset))
+    }
+}
+
 /// A run of bytes of one file that is a run of bytes of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {

@@ -121,29 +121,39 @@ pub(super) fn select(
         }
     }
     if let Some(unused) = was_used.iter().position(|used| !used) {
-        let why = format!(
-            "no tensor has a name like {:?}",
-            clip(&options.include[unused])
-        );
-        return Err(selection(why));
+        let unused = clip(&options.include[unused]);
+        return Err(selection(format!("no tensor has a name like {unused:?}")));
     }
     if options.trainable && trainable_count == 0 {
         return Err(selection(
-            "this source does not say which tensors are trainable: choose by name, with include and exclude"
+            "none that is trainable: this source does not say which are, so choose by name, \
+             with --include and --exclude"
                 .to_owned(),
         ));
     }
+    let mut was_used = vec![false; options.rename.len()];
     for tensor in &mut kept {
         let name = &tensor.header.name;
-        let Some(new) = options.rename.iter().find_map(|rename| rename.apply(name)) else {
-            continue;
-        };
+        let mut first = None;
+        for (rename, was_used) in options.rename.iter().zip(&mut was_used) {
+            if let Some(new) = rename.apply(name) {
+                *was_used = true;
+                first.get_or_insert(new);
+            }
+        }
+        let Some(new) = first else { continue };
         let old = std::mem::replace(&mut tensor.header.name, new);
         tensor.header.check()?;
         tensor.aliases.retain(|alias| *alias != tensor.header.name);
         if tensor.source_name.is_none() && old != tensor.header.name {
             tensor.source_name = Some(old);
         }
+    }
+    if let Some(unused) = was_used.iter().position(|used| !used) {
+        let old = clip(&options.rename[unused].old);
+        return Err(selection(format!(
+            "no tensor that is taken has a name like {old:?}, to be renamed"
+        )));
     }
     Ok(kept)
 }

@@ -100,14 +100,14 @@ fn looks(file: &OpenFile) -> Result<String, SourceError> {
     let known: [(&[u8], &str); 4] = [
         (
             b"version https://git-lfs",
-            "a git lfs pointer instead of the content",
+            "it is a git lfs pointer instead of the content",
         ),
-        (b"PK\x03\x04", "a zip archive"),
+        (b"PK\x03\x04", "it is a zip archive"),
         (
             b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19",
-            "a pytorch file from before 1.6: torch.save(torch.load(…), …) writes one that can be read",
+            "it is a pytorch file from before 1.6: torch.save(torch.load(…), …) writes one that can be read",
         ),
-        (b"\x80\x02", "a python pickle"),
+        (b"\x80\x02", "it is a python pickle"),
     ];
     let is_tar = prefix.get(257..262) == Some(b"ustar");
     let hint = known
@@ -120,16 +120,18 @@ fn looks(file: &OpenFile) -> Result<String, SourceError> {
         .unwrap_or_default()
         .to_string_lossy();
     let hint = match hint {
-        "" if is_tar => "a tar archive; of pytorch, then save it again",
+        "" if is_tar => {
+            "it is a tar archive: if pytorch wrote it, load and save it again with a current version"
+        }
         "" if tensorflow::is_data_name(&name) => {
-            "data of a TensorFlow checkpoint by its name: name its .index, or both without their endings"
+            "it is data of a TensorFlow checkpoint by its name: name its .index, or both without their endings"
         }
         hint => hint,
     };
-    let colon = if hint.is_empty() { "" } else { ": " };
+    let comma = if hint.is_empty() { "" } else { ", " };
     let hex: Vec<String> = prefix.iter().take(8).map(|b| format!("{b:02x}")).collect();
     Ok(format!(
-        "its first bytes are {}{colon}{hint}",
+        "its first bytes are {}{comma}{hint}",
         hex.join(" ")
     ))
 }

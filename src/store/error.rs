@@ -43,6 +43,15 @@ pub(crate) enum StoreError {
         expected: u32,
         found: u32,
     },
+    /// What arrived is what was read, and not what the source's own checksum is of.
+    #[error(
+        "{name:?} is damaged in its source: its own crc32c is {expected:08x}, its bytes have {found:08x}"
+    )]
+    SourceDamaged {
+        name: String,
+        expected: u32,
+        found: u32,
+    },
     /// manifest.json is not what this program writes.
     #[error("{path} is not a manifest of this program: {why}")]
     Manifest { path: String, why: String },
@@ -64,7 +73,7 @@ impl StoreError {
             StoreError::Exists { .. } => Reason::Exists,
             StoreError::Locked { .. } => Reason::Locked,
             StoreError::UnsafePath { .. } | StoreError::Manifest { .. } => Reason::UnsafePath,
-            StoreError::Damaged { .. } => Reason::Checksum,
+            StoreError::Damaged { .. } | StoreError::SourceDamaged { .. } => Reason::Checksum,
             StoreError::Container { .. } => Reason::ManifestMismatch,
             StoreError::Plan(_) => Reason::BadName,
         }

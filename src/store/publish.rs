@@ -113,7 +113,7 @@ fn check_sums(plan: &PublishPlan) -> Result<(), StoreError> {
     for (_, announcement, found) in &plan.entries {
         match announcement.crc32c {
             Some(expected) if expected != *found => {
-                return Err(StoreError::Damaged {
+                return Err(StoreError::SourceDamaged {
                     name: announcement.header.name.clone(),
                     expected,
                     found: *found,

@@ -195,7 +195,7 @@ fn data_of_an_onnx_model_lie_beneath_its_folder() {
 
 const ONNX_COUNT: usize = 70 + 4;
 const GGUF_COUNT: usize = 8 + 4 + 26;
-const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5;
+const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5 + 17 + 9;
 
 fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -272,6 +272,7 @@ fn selections_choose_by_name_and_rename() {
         (&["nothing*"][..], &[][..], &[][..]),
         (&[][..], &["*"][..], &[][..]),
         (&[][..], &[][..], &["*=same"][..]),
+        (&[][..], &[][..], &["nothing=other"][..]),
         (&[""][..], &[][..], &[][..]),
     ] {
         let mut options = SourceOptions::default();

@@ -155,7 +155,10 @@ def read_sources(paths: list[Path]) -> tuple[dict[str, Expected], dict[str, Path
             files = [p for p in sorted(source.iterdir()) if not p.name.startswith(".") and p.suffix != ".distcp"]
         elif source.is_dir():
             files = sorted(p for p in source.rglob("*") if p.is_file())
-        elif source.name.endswith((".index.json", ".weights.json")):
+        elif source.name.endswith(".weights.json"):
+            tensors += other_format(readers().indexed(source))
+            files = []
+        elif source.name.endswith(".index.json"):
             files = readers().shards(source)
         else:
             files = [source]

@@ -342,7 +342,7 @@ def expected(root: Path) -> None:
             path, relative = path.parent, path.parent.relative_to(root).as_posix()
             arrays = read_formats.folder_tensors(path)
         elif path.name.endswith((".index.json", ".weights.json")):
-            arrays = [row for shard in read_formats.shards(path) for row in read_formats.tensors(shard)]
+            arrays = read_formats.indexed(path)
         else:
             arrays = read_formats.tensors(path) if path.is_file() else None
         if arrays is None:

@@ -247,6 +247,75 @@ def keras_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     return folder / "model"
 
 
+def frozen_network() -> keras.Model:
+    """One whose first layers are not trained, which their variables do not say."""
+    model = network()
+    for name in ("d1", "bn"):
+        model.get_layer(name).trainable = False
+    model.compile("adam", "mse")
+    rng = np.random.default_rng(SEED)
+    model.fit(rng.normal(size=(8, 16)), rng.normal(size=(8, 4)), epochs=1, verbose=0)
+    return model
+
+
+def keras_frozen_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """What `model.export` writes where a part is frozen."""
+    model = frozen_network()
+    model.export(str(folder / "model"), verbose=False)
+    note(folder, trainable=[v.path for v in model.trainable_variables], order=[v.path for v in model.variables])
+    return folder / "model"
+
+
+def keras_saved(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """What `tf.saved_model.save` writes of a Keras model: its optimizer knows what is trained."""
+    model = network()
+    tf.saved_model.save(model, str(folder / "model"))
+    note(folder, trainable=[v.path for v in model.trainable_variables])
+    return folder / "model"
+
+
+def keras_frozen_saved(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """The same where a part is frozen."""
+    model = frozen_network()
+    tf.saved_model.save(model, str(folder / "model"))
+    note(folder, trainable=[v.path for v in model.trainable_variables])
+    return folder / "model"
+
+
+class Recurrent(keras.Model):
+    """A model by attributes, two of whose variables have the same name."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sub")
+        self.first = keras.layers.GRU(4, name="layer")
+        self.second = keras.layers.Dense(2, name="layer")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """One after the other."""
+        return self.second(self.first(x))
+
+
+def keras_attributes(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """A model and its optimizer in one checkpoint, whose keys lead over the optimizer: what is
+    called by its way is called as in a checkpoint of the model alone."""
+    model = Recurrent()
+    model.compile("adam", "mse")
+    model.fit(rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 2)), epochs=1, verbose=0)
+    alone = tf.train.load_checkpoint(tf.train.Checkpoint(model=model).write(str(folder / "alone")))
+    by_value = {alone.get_tensor(k).tobytes(): k for k in alone.get_variable_to_dtype_map() if k != GRAPH}
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(folder / "ckpt"))
+    both = tf.train.load_checkpoint(str(folder / "ckpt"))
+    keys = [key for key in both.get_variable_to_dtype_map() if key.startswith("optimizer/_trainable_variables/")]
+    names = {key: by_value[both.get_tensor(key).tobytes()] for key in keys}
+    for made in folder.glob("alone*"):
+        made.unlink()
+    given = given_names(both)
+    by_bytes = {both.get_tensor(key).tobytes(): key for key in both.get_variable_to_dtype_map() if key != GRAPH}
+    order = [by_bytes[v.numpy().tobytes()] for v in model.trainable_variables]
+    note(folder, names=names, trainable=[given.get(key) or names.get(key) or key for key in order])
+    return folder / "ckpt"
+
+
 def module_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     """What `tf.saved_model.save` writes of a module."""
     module = Module()
@@ -272,7 +341,8 @@ def version_1(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     return folder / "model.ckpt"
 
 
-CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, module_export, version_1,
+CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, keras_frozen_export,
+         keras_saved, keras_frozen_saved, keras_attributes, module_export, version_1,
          big_endian, big_endian_bfloat16)  # fmt: skip
 
 
@@ -318,6 +388,8 @@ def expect(folder: Path, source: Path) -> dict[str, Any]:
     rows, skipped = [], []
     types = reader.get_variable_to_dtype_map()
     for key in sorted(types):
+        if key == GRAPH:
+            continue  # it is read for what it says
         if types[key] == tf.string:
             skipped.append(key)
             continue
@@ -326,7 +398,7 @@ def expect(folder: Path, source: Path) -> dict[str, Any]:
         value = reader.get_tensor(key)
         dtype = value.dtype.names[0] if value.dtype.names else value.dtype.name
         raw = np.ascontiguousarray(value).tobytes()
-        name = names.get(key, key)
+        name = names.get(key) or said.get("names", {}).get(key, key)
         row = {"name": name, "dtype": QUANTISED.get(dtype, dtype), "shape": list(value.shape),
                "sha256": hashlib.sha256(raw).hexdigest()}  # fmt: skip
         if trainable is not None:

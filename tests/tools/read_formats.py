@@ -73,12 +73,18 @@ def distributed(folder: Path) -> dict[str, np.ndarray]:
 LEFT_OUT = "left_out"
 
 
-def hdf5(file: Any) -> dict[str, np.ndarray]:
-    """Datasets of numbers of an HDF5 file by their paths."""
-    import h5py
-
+def hdf5(*files: Any) -> dict[str, np.ndarray]:
+    """Datasets of numbers of an HDF5 file, or of all shards of one, by their names."""
     found: dict[str, np.ndarray] = {}
     groups: dict[str, str] = {}
+    for file in files:
+        collect(file, found, groups)
+    return by_layer(found, groups)
+
+
+def collect(file: Any, found: dict[str, np.ndarray], groups: dict[str, str]) -> None:
+    """Adds the datasets of a file by their paths, and the names that Keras gave its groups."""
+    import h5py
 
     def visit(group: Any, path: str) -> None:
         if isinstance(group.attrs.get("name"), str):
@@ -99,7 +105,6 @@ def hdf5(file: Any) -> dict[str, np.ndarray]:
 
     with h5py.File(file, "r") as opened:
         visit(opened, "")
-    return by_layer(found, groups)
 
 
 def is_number(dataset: Any) -> bool:
@@ -163,6 +168,13 @@ def folder_tensors(folder: Path) -> list[tuple[str, np.ndarray]] | None:
     if (folder / ".metadata").is_file():
         return list(distributed(folder).items())
     return None
+
+
+def indexed(index: Path) -> list[tuple[str, np.ndarray]]:
+    """Tensors of all files that an index names."""
+    if index.name.endswith(".weights.json"):
+        return list(hdf5(*shards(index)).items())
+    return [row for shard in shards(index) for row in tensors(shard) or []]
 
 
 def shards(index: Path) -> list[Path]:

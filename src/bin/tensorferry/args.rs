@@ -520,7 +520,7 @@ pub(crate) struct VerifyArgs {
 Examples:
   tensorferry export /data/run7 model.safetensors
   tensorferry export /data/run7 model.safetensors --max-shard 5GB     shards and their index
-  tensorferry export /data/run7 model.npz --exclude 'optimizer/*'
+  tensorferry export /data/run7 model.npz --exclude '*/embeddings'
   tensorferry export model.gguf model.npz --overwrite")]
 pub(crate) struct ExportArgs {
     /// Files and folders that make up the checkpoint

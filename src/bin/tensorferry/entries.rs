@@ -2,7 +2,11 @@
 
 use crate::{exit::Failure, output::Output, units};
 use serde::Serialize;
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tensorferry::{
     CheckpointInfo, Error,
     plan::{EntryKind, FileNames, Order},
@@ -27,6 +31,10 @@ struct TensorEvent<'a> {
     optimizer: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_file: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -106,12 +114,22 @@ struct Row<'a> {
     source_name: Option<&'a str>,
     trainable: Option<bool>,
     is_optimizer: bool,
+    /// What it becomes, or is.
     file: Option<String>,
+    /// Where it lies now.
+    source_file: Option<&'a str>,
+    /// First byte in that file, else in `file`.
+    offset: Option<u64>,
 }
 
 /// Every entry, with the file it becomes where that is asked for, and the total.
 pub(crate) fn show(source: &SourceSet, files: Option<(Layout, OutFormat)>, output: &Output) {
     let mut names = FileNames::default();
+    let paths: Vec<String> = source
+        .paths()
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     let rows = source.entries().iter().enumerate().map(|(index, entry)| {
         let header = &entry.header;
         let file = files.map(|(layout, format)| match (header.kind, layout) {
@@ -120,6 +138,7 @@ pub(crate) fn show(source: &SourceSet, files: Option<(Layout, OutFormat)>, outpu
             (EntryKind::Tensor { .. }, Layout::Indexed) => names.indexed(index as u64),
             (EntryKind::Tensor { .. }, _) => names.tensor(&header.name),
         });
+        let place = entry.first_place();
         Row {
             name: &header.name,
             dtype: header.dtype().map(|dtype| dtype.name()),
@@ -132,6 +151,8 @@ pub(crate) fn show(source: &SourceSet, files: Option<(Layout, OutFormat)>, outpu
             trainable: entry.trainable,
             is_optimizer: entry.is_optimizer,
             file,
+            source_file: place.and_then(|(file, _)| paths.get(file as usize).map(|p| &p[..])),
+            offset: place.map(|(_, offset)| offset),
         }
     });
     let derived_bytes = source.derived_bytes();
@@ -157,6 +178,8 @@ pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
         trainable: None,
         is_optimizer: false,
         file: Some(tensor.file.clone()),
+        source_file: None,
+        offset: Some(tensor.data_offset),
     });
     let files = info.files.iter().map(|file| Row {
         name: &file.name,
@@ -170,6 +193,8 @@ pub(crate) fn show_landed(info: &CheckpointInfo, output: &Output) {
         trainable: None,
         is_optimizer: false,
         file: Some(file.file.clone()),
+        source_file: None,
+        offset: None,
     });
     let rows = tensors.chain(files).collect::<Vec<_>>();
     show_rows(&rows, &info.source_format, 0, output);
@@ -185,6 +210,20 @@ fn role(entry: &Row<'_>) -> &'static str {
     }
 }
 
+/// Where a tensor begins, with the name of its file where there are several.
+fn offset(entry: &Row<'_>, has_several: bool) -> String {
+    let (Some(offset), Some(_)) = (entry.offset, entry.dtype) else {
+        return String::new();
+    };
+    match entry.source_file.filter(|_| has_several) {
+        Some(file) => {
+            let name = Path::new(file).file_name().unwrap_or_default();
+            format!("{}:{offset}", units::brief(&name.to_string_lossy()))
+        }
+        None => offset.to_string(),
+    }
+}
+
 fn show_rows(entries: &[Row<'_>], format: &str, derived_bytes: u64, output: &Output) {
     let has_files = entries.iter().any(|row| row.file.is_some());
     // Of a source that calls its tensors otherwise, or knows what they are for.
@@ -192,11 +231,15 @@ fn show_rows(entries: &[Row<'_>], format: &str, derived_bytes: u64, output: &Out
     let has_roles = entries
         .iter()
         .any(|row| row.trainable.is_some() || row.is_optimizer);
+    // A mapping shows what becomes of a tensor instead.
+    let has_offsets = !(has_files && entries.iter().any(|row| row.source_file.is_some()));
+    let sources: HashSet<_> = entries.iter().filter_map(|row| row.source_file).collect();
     let mut rows = vec![vec!["NAME".to_owned()]];
     rows[0].extend(has_origins.then(|| "SOURCE".to_owned()));
     rows[0].extend(["DTYPE", "SHAPE"].map(str::to_owned));
     rows[0].extend(has_roles.then(|| "ROLE".to_owned()));
     rows[0].extend(has_files.then(|| "FILE".to_owned()));
+    rows[0].extend(has_offsets.then(|| "OFFSET".to_owned()));
     rows[0].push("BYTES".to_owned());
     for entry in entries {
         let (name, bytes, file) = (entry.name, entry.bytes, entry.file.as_deref());
@@ -215,6 +258,8 @@ fn show_rows(entries: &[Row<'_>], format: &str, derived_bytes: u64, output: &Out
                     trainable: entry.trainable,
                     optimizer: entry.is_optimizer.then_some(true),
                     file,
+                    source_file: entry.source_file,
+                    offset: entry.offset,
                 },
             ),
             None => output.event("file", &FileEvent { name, bytes, file }),
@@ -231,6 +276,7 @@ fn show_rows(entries: &[Row<'_>], format: &str, derived_bytes: u64, output: &Out
         ]);
         row.extend(has_roles.then(|| role(entry).to_owned()));
         row.extend(file.map(units::brief));
+        row.extend(has_offsets.then(|| offset(entry, sources.len() > 1)));
         row.push(bytes.to_string());
         rows.push(row);
     }

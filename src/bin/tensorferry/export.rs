@@ -54,6 +54,13 @@ pub(crate) async fn run(args: ExportArgs, output: &Output) -> Result<(), Failure
     let mut options = ExportOptions::default();
     options.overwrite = args.overwrite;
     options.max_shard_bytes = args.max_shard;
+    if let Some(remote) = args.src.iter().find(|src| src.starts_with("ferry://")) {
+        let why = format!(
+            "{}: export reads files and folders of this machine; run it where the checkpoint stands",
+            remote.display()
+        );
+        return Err(Error::Usage(why).into());
+    }
     let source = entries::open(args.src, args.select.options(false)).await?;
     entries::tell_skipped(&source, output);
     // From here on Ctrl-C tidies up.

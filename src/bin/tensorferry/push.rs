@@ -15,7 +15,10 @@ use serde::Serialize;
 use std::{collections::BTreeMap, future::IntoFuture, sync::Arc, time::Duration};
 use tensorferry::{
     CheckpointStatus, Client, Embedded, Error, ErrorCode, Progress, PushOptions, Transfer,
-    TransferReport, protocol::Durability, source::SourceSet, status_folder,
+    TransferReport,
+    protocol::{Durability, Reason},
+    source::SourceSet,
+    status_folder,
 };
 
 const TICK: Duration = Duration::from_millis(200);
@@ -36,6 +39,8 @@ struct LeftEvent {
     /// `None` where the receiver did not say.
     durable_bytes: Option<u64>,
     published: bool,
+    /// What stands there is of this source, with these options.
+    unchanged: bool,
 }
 
 #[derive(Serialize)]
@@ -69,7 +74,7 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     options.check_for(&source)?;
     if args.dry_run {
         let found = ask(&target).await;
-        let left = LeftEvent::new(&found, source.total_bytes());
+        let left = LeftEvent::new(&found, &source, &options);
         output.event("left", &left);
         let files = (args.layout.into(), args.out_format.into());
         entries::show(&source, Some(files), output);
@@ -119,12 +124,36 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
             if error.is_retryable() && progress.durable_bytes > 0 {
                 output.talk(&safe_words("cut off", &progress, bytes, &target));
             }
+            if let Some(hint) = damaged_place(&error, &source) {
+                return Err(Failure::with_hint(error, hint));
+            }
             if error.is_retryable() {
                 return Err(Failure::leaving(error, left(&progress, bytes)));
             }
             Err(error.into())
         }
     }
+}
+
+/// Where the bytes lie that do not fit the source's own checksum.
+fn damaged_place(error: &Error, source: &SourceSet) -> Option<String> {
+    let Error::Refused {
+        reason: Reason::Checksum,
+        message,
+    } = error
+    else {
+        return None;
+    };
+    let is_meant = |name: &str| message.starts_with(&format!("{name:?} "));
+    let mut summed = source.entries().iter().filter(|e| e.crc32c.is_some());
+    let entry = summed.find(|entry| is_meant(&entry.header.name))?;
+    let (file, offset) = entry.first_place()?;
+    let path = source.paths().into_iter().nth(file as usize)?;
+    Some(format!(
+        "its {} bytes begin at {offset} of {}: take another copy of that file, or leave the tensor out with --exclude; nothing was published",
+        entry.header.byte_len,
+        path.display()
+    ))
 }
 
 /// What the receiver knows of a name; `None` where that is nothing.
@@ -155,16 +184,27 @@ async fn ask(target: &Target) -> Result<Option<CheckpointStatus>, Error> {
 }
 
 impl LeftEvent {
-    fn new(found: &Result<Option<CheckpointStatus>, Error>, total_bytes: u64) -> LeftEvent {
+    fn new(
+        found: &Result<Option<CheckpointStatus>, Error>,
+        source: &SourceSet,
+        options: &PushOptions,
+    ) -> LeftEvent {
+        let total_bytes = source.total_bytes();
         let status = found.as_ref().ok();
+        let known = status.and_then(|status| status.as_ref());
+        let unchanged = known.is_some_and(|status| status.is_of(source, options));
         let durable_bytes = status.map(|status| {
             let row = status.as_ref().and_then(|status| status.transfer.as_ref());
             row.map_or(0, |row| row.durable_bytes.min(total_bytes))
         });
         LeftEvent {
-            left_bytes: total_bytes - durable_bytes.unwrap_or(0),
+            left_bytes: match unchanged {
+                true => 0,
+                false => total_bytes - durable_bytes.unwrap_or(0),
+            },
             durable_bytes,
-            published: status.is_some_and(|s| s.as_ref().is_some_and(|s| s.published)),
+            published: known.is_some_and(|status| status.published),
+            unchanged,
         }
     }
 }
@@ -186,10 +226,12 @@ fn tell_left(left: &LeftEvent, target: &Target, unknown: Option<Error>, output: 
         )),
         _ => {}
     }
-    if left.published {
-        output.talk(
-            "a checkpoint stands there already: the very same sends nothing, another needs --overwrite",
-        );
+    match (left.published, left.unchanged) {
+        (_, true) => output.talk("the very same checkpoint stands there already"),
+        (true, false) => {
+            output.talk("another checkpoint stands there already: replacing it needs --overwrite");
+        }
+        (false, false) => {}
     }
 }
 

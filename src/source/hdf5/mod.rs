@@ -107,6 +107,7 @@ impl Adder {
         &self,
         found: Found,
         source_name: Option<String>,
+        is_optimizer: bool,
         builder: &mut Builder,
     ) -> Result<(), SourceError> {
         let index = self.file_index;
@@ -148,6 +149,7 @@ impl Adder {
             }
         };
         entry.source_name = source_name;
+        entry.is_optimizer = is_optimizer;
         entry.aliases = found.aliases;
         Ok(())
     }
@@ -159,7 +161,7 @@ pub(super) fn load(file: &OpenFile, start: u64, builder: &mut Builder) -> Result
     let contents = read().map_err(|refusal| refusal.of(file.path()))?;
     let first = file.bytes_at(start, (file.byte_len() - start).min(4096))?;
     let index = builder.files.add(file, &first)?;
-    super::keras::add(contents, &Adder::new(index), builder)?;
+    super::keras::add(vec![(contents, Adder::new(index))], builder)?;
     Ok(())
 }
 

@@ -61,6 +61,24 @@ pub(crate) struct Variable {
     pub(crate) node: u32,
 }
 
+impl Variable {
+    /// What it is called without a name of its own: its key, but the way over the model where
+    /// that of the key leads over the optimizer's list of what it trains.
+    pub(crate) fn path_key(&self, key: &str) -> String {
+        let own = key.strip_suffix(VALUE_SUFFIX).unwrap_or(key);
+        let is_fit = |way: &&String| {
+            !is_optimizer_path(way) && way.len() + VALUE_SUFFIX.len() <= MAX_ENTRY_NAME_LEN
+        };
+        let mut ways = self.aliases.iter().filter(is_fit);
+        match ways.next() {
+            Some(way) if !self.is_optimizer && is_optimizer_path(own) => {
+                format!("{way}{VALUE_SUFFIX}")
+            }
+            _ => key.to_owned(),
+        }
+    }
+}
+
 /// What the graph says of all variables.
 #[derive(Debug, Default)]
 pub(crate) struct Variables {

@@ -70,9 +70,14 @@ pub(super) fn load(path: &Path, file: &OpenFile, builder: &mut Builder) -> Resul
 /// What else is known of a variable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Facts {
+    /// Whether a list of the model's own says that it is trainable.
+    pub(super) listed: Option<bool>,
+    /// What it was made for, where nothing else is known.
     pub(super) trainable: Option<bool>,
     /// Its place in the model.
     pub(super) place: Option<u32>,
+    /// Such places are the model's own order, not a guess.
+    pub(super) is_ordered: bool,
 }
 
 /// Loads the checkpoint of an index; `facts` may say more of its variables.
@@ -124,7 +129,7 @@ struct Planned {
     entry: BundleEntry,
     variable: Variable,
     trainable: Option<bool>,
-    place: u32,
+    place: (u8, u32),
 }
 
 struct Reader<'a> {
@@ -203,12 +208,10 @@ impl Reader<'_> {
         for (key, entry) in tensors {
             let dtype = match entry.element {
                 Element::Type(dtype) => dtype,
+                // Its names and paths were read.
+                Element::Text if key == GRAPH_KEY => continue,
                 Element::Text => {
-                    let why = match &key[..] {
-                        GRAPH_KEY => "names and paths of the variables, which were read",
-                        _ => "it holds texts",
-                    };
-                    self.builder.skip(key, why);
+                    self.builder.skip(key, "it holds texts");
                     continue;
                 }
                 Element::Other => {
@@ -222,30 +225,30 @@ impl Reader<'_> {
             // Without a graph of objects the name is all there is.
             variable.is_optimizer |=
                 !is_variable && state::is_slot_name(&key, |name| keys.contains(name));
-            let facts = facts(&variable);
+            let facts = facts(&variable).unwrap_or_default();
             let by_list = variables
                 .has_trainable
                 .then_some(variable.trainable_index.is_some());
             let by_role = variable.is_optimizer.then_some(false);
-            let trainable = facts
-                .and_then(|facts| facts.trainable)
-                .or(by_list)
-                .or(by_role);
-            let place = facts
-                .and_then(|facts| facts.place)
-                .or(variable.trainable_index);
+            let trainable = facts.listed.or(by_list).or(by_role).or(facts.trainable);
+            // The list of an optimizer is in the model's order, and knows no others.
+            let by_optimizer = variable.trainable_index.filter(|_| !facts.is_ordered);
+            let place = match by_optimizer {
+                Some(index) => (0, index),
+                None => (1, facts.place.unwrap_or(u32::MAX)),
+            };
             let free = variable
                 .full_name
                 .take()
                 .filter(|name| !keys.contains(name) && !name.contains('\0'));
             planned.push(Planned {
-                name: free.unwrap_or_else(|| key.clone()),
+                name: free.unwrap_or_else(|| variable.path_key(&key)),
                 key,
                 dtype,
                 entry,
                 variable,
                 trainable,
-                place: place.unwrap_or(u32::MAX),
+                place,
             });
         }
         Ok(without_doubles(planned))

@@ -67,13 +67,18 @@ pub(in crate::source) fn load(folder: &Path, builder: &mut Builder) -> Result<bo
 pub(crate) struct SavedModel {
     /// By the number of the object, which is the same in the graph beside the values.
     pub(crate) variables: HashMap<u32, SavedVariable>,
+    /// The model itself lists its variables in their order.
+    pub(crate) is_ordered: bool,
 }
 
 /// What a model says of one variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SavedVariable {
     pub(crate) name: String,
+    /// It was made to be trained. Keras leaves this as it is when a layer is frozen later.
     pub(crate) trainable: bool,
+    /// It stands in the model's list of trainable variables; `None` without such a list.
+    pub(crate) listed: Option<bool>,
     /// Its place among the variables of the model.
     pub(crate) place: Option<u32>,
 }
@@ -108,8 +113,10 @@ impl SavedModel {
     fn facts(&self, node: u32, name: &str) -> Option<Facts> {
         let variable = self.variables.get(&node).filter(|v| v.name == name)?;
         Some(Facts {
+            listed: variable.listed,
             trainable: Some(variable.trainable),
             place: variable.place,
+            is_ordered: self.is_ordered,
         })
     }
 }
@@ -211,7 +218,13 @@ fn read_node<'a>(message: Value<'a>) -> Result<Node<'a>, ContentError> {
 }
 
 fn describe(nodes: &[Node<'_>]) -> SavedModel {
-    let order = order(nodes);
+    let all = list(nodes, "variables");
+    let trainable_list: Option<HashSet<u32>> = list(nodes, "trainable_variables").map(|list| {
+        let children = nodes.get(list as usize).map(|node| &node.children[..]);
+        let children = children.unwrap_or_default().iter();
+        children.map(|(child, _)| *child).collect()
+    });
+    let order = order(nodes, all.unwrap_or(0));
     let places: HashMap<u32, u32> = (0..)
         .zip(order)
         .map(|(place, node)| (node, place))
@@ -224,6 +237,7 @@ fn describe(nodes: &[Node<'_>]) -> SavedModel {
                 SavedVariable {
                     name: name.to_owned(),
                     trainable,
+                    listed: trainable_list.as_ref().map(|list| list.contains(&number)),
                     place: places.get(&number).copied(),
                 },
             )),
@@ -231,35 +245,35 @@ fn describe(nodes: &[Node<'_>]) -> SavedModel {
         });
     SavedModel {
         variables: variables.collect(),
+        is_ordered: all.is_some(),
     }
 }
 
-/// The variables in the order of the model: that of the list that Keras writes down, or
-/// that in which a module of TensorFlow finds its own.
-fn order(nodes: &[Node<'_>]) -> Vec<u32> {
+/// The list of this name that Keras keeps at the root of what it exports.
+fn list(nodes: &[Node<'_>], name: &str) -> Option<u32> {
+    let is_list = |&&(child, called): &&(u32, &str)| {
+        let kind = nodes.get(child as usize).map(|node| &node.kind);
+        called == name && matches!(kind, Some(Kind::Container))
+    };
+    nodes
+        .first()?
+        .children
+        .iter()
+        .find(is_list)
+        .map(|(child, _)| *child)
+}
+
+/// The variables below an object in the order of the model: that of a list, or that in
+/// which a module of TensorFlow finds its own.
+fn order(nodes: &[Node<'_>], top: u32) -> Vec<u32> {
     let children = |node: u32| {
         nodes
             .get(node as usize)
             .map_or(&[][..], |n| &n.children[..])
     };
-    let is_container = |node: u32| {
-        matches!(
-            nodes.get(node as usize),
-            Some(Node {
-                kind: Kind::Container,
-                ..
-            })
-        )
-    };
-    let listed = children(0)
-        .iter()
-        .find(|(child, name)| *name == "variables" && is_container(*child));
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    let mut modules = match listed {
-        Some(&(list, _)) => vec![list],
-        None => vec![0],
-    };
+    let mut modules = vec![top];
     // The leaves of a module by the names of its attributes, then the modules in it.
     while let Some(module) = modules.pop() {
         let mut inner = Vec::new();

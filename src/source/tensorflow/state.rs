@@ -57,15 +57,22 @@ pub(crate) fn latest_index(folder: &Path, text: &str) -> Result<Option<PathBuf>,
         let why = format!("{:?} is not in this folder", clip(&path.to_string_lossy()));
         return Err(bad(why));
     }
-    let index = super::with_suffix(&folder.join(relative), super::INDEX_SUFFIX);
-    match index.is_file() {
-        true => Ok(Some(index)),
-        false => Err(bad(format!(
-            "it names {:?}, whose index {} does not exist",
-            clip(&path.to_string_lossy()),
-            index.display()
-        ))),
+    let prefix = folder.join(relative);
+    let index = super::with_suffix(&prefix, super::INDEX_SUFFIX);
+    if index.is_file() {
+        return Ok(Some(index));
     }
+    // Version 1 is one file without an ending; what is wrong with it is said elsewhere.
+    if prefix.is_file() {
+        return Ok(Some(prefix));
+    }
+    let why = format!(
+        "it names {:?}, whose index {} does not exist; \
+         where another checkpoint is in this folder, name that one",
+        clip(&path.to_string_lossy()),
+        index.display()
+    );
+    Err(SourceError::Choice { path: state, why })
 }
 
 /// A text between quotes, as protobuf writes it.
