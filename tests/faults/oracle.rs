@@ -107,6 +107,11 @@ pub(crate) async fn push(
         overwrite: true,
         verify: track.verify,
         restart: track.restart,
+        out_format: match track.container_header_len {
+            0 => pb::OutFormat::Unspecified.into(),
+            _ => pb::OutFormat::Safetensors.into(),
+        },
+        container_header_len: track.container_header_len,
         ..track.load.open(&track.name, track.id)
     };
     if out.send(frame_open(open)).await.is_err() {

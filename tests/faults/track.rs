@@ -57,6 +57,11 @@ impl Tally {
 /// Cells of one entry, by its index.
 pub(crate) type Cells = Vec<BTreeSet<u64>>;
 
+/// The shared file of tensors, and the longest header that it gets here: its half has room
+/// for the most tensors of a random load.
+const CONTAINER: &str = "model.safetensors";
+const MAX_CONTAINER_HEADER_LEN: u64 = 64 << 10;
+
 /// Counts promises over several tracks, so that each has its place in time.
 pub(crate) type Clock = Arc<AtomicU64>;
 
@@ -76,6 +81,8 @@ pub(crate) struct Track {
     pub(crate) fingerprint: [u8; 16],
     pub(crate) mode: pb::CommitMode,
     pub(crate) verify: bool,
+    /// All tensors share a file whose header has this length; 0 when each has its own.
+    pub(crate) container_header_len: u64,
     /// Throw away what lies there.
     pub(crate) restart: bool,
     /// What stood under the name before.
@@ -104,6 +111,7 @@ impl Track {
             fingerprint: [0; 16],
             mode: pb::CommitMode::Strict,
             verify: false,
+            container_header_len: 0,
             restart: false,
             old: None,
             acked: Vec::new(),
@@ -128,6 +136,7 @@ impl Track {
         track.old = None;
         track.mode = pb::CommitMode::Group;
         track.verify = false;
+        track.container_header_len = 0;
         track
     }
 
@@ -147,6 +156,10 @@ impl Track {
             _ => pb::CommitMode::End,
         };
         self.verify = dice.chance(15);
+        self.container_header_len = match dice.chance(30) {
+            true => 8 * dice.between(MAX_CONTAINER_HEADER_LEN / 16, MAX_CONTAINER_HEADER_LEN / 8),
+            false => 0,
+        };
     }
 
     fn begin(&mut self, load: Arc<Load>, id: [u8; 16]) {
@@ -283,7 +296,11 @@ impl Track {
             return checked;
         }
         let part = &self.load.parts[entry];
-        let path = data.join(file_of(part));
+        let shared_at = self.shared_at(entry);
+        let path = match shared_at {
+            Some(_) => data.join(CONTAINER),
+            None => data.join(file_of(part)),
+        };
         let opened = File::open(&path).and_then(|f| Ok((f.metadata()?.len(), f)));
         let (len, file) = match opened {
             Ok(opened) => opened,
@@ -292,7 +309,8 @@ impl Track {
                 return checked;
             }
         };
-        let Some(prefix_len) = len.checked_sub(part.bytes.len() as u64) else {
+        let own_at = len.checked_sub(part.bytes.len() as u64);
+        let Some(prefix_len) = shared_at.or(own_at) else {
             checked.wrong = Some(format!("{} has {len} bytes", path.display()));
             return checked;
         };
@@ -313,6 +331,18 @@ impl Track {
             }
         }
         checked
+    }
+
+    /// Where a tensor begins in the shared file: each behind the one before it.
+    fn shared_at(&self, entry: usize) -> Option<u64> {
+        let is_tensor = |part: &&Part| part.entry.kind() != pb::EntryKind::Blob;
+        let part = &self.load.parts[entry];
+        if self.container_header_len == 0 || !is_tensor(&part) {
+            return None;
+        }
+        let before = self.load.parts[..entry].iter().filter(is_tensor);
+        let len: u64 = before.map(|part| part.bytes.len() as u64).sum();
+        Some(self.container_header_len + len)
     }
 
     /// What stands under the name.
@@ -386,8 +416,13 @@ pub(crate) fn whole(folder: &Path, load: &Load) -> Result<(), String> {
             let file = row["file"].as_str().ok_or("no file")?;
             let bytes = std::fs::read(folder.join(file)).map_err(|e| format!("{file}: {e}"))?;
             let offset = row["data_offset"].as_u64().unwrap_or(0) as usize;
-            let is_npy = list == "files" || bytes.starts_with(b"\x93NUMPY\x01\x00");
-            if !is_npy || bytes.get(offset..) != Some(&part.bytes[..]) {
+            let end = offset + part.bytes.len();
+            let has_header = match file {
+                _ if list == "files" => true,
+                CONTAINER => in_header(&bytes, name) == Some((offset, end)),
+                _ => bytes.starts_with(b"\x93NUMPY\x01\x00") && end == bytes.len(),
+            };
+            if !has_header || bytes.get(offset..end) != Some(&part.bytes[..]) {
                 return Err(format!("{file} has other bytes ({} in all)", bytes.len()));
             }
         }
@@ -396,6 +431,14 @@ pub(crate) fn whole(folder: &Path, load: &Load) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{count} of {} entries", load.parts.len())),
     }
+}
+
+/// Where a tensor begins and ends, as the header of a safetensors file says.
+fn in_header(bytes: &[u8], name: &str) -> Option<(usize, usize)> {
+    let len = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?) as usize;
+    let header: serde_json::Value = serde_json::from_slice(bytes.get(8..8 + len)?).ok()?;
+    let place = |i: usize| Some(8 + len + header[name]["data_offsets"][i].as_u64()? as usize);
+    Some((place(0)?, place(1)?))
 }
 
 /// Few large tensors, many small ones, or one: each kind syncs differently.
