@@ -71,9 +71,11 @@ mod map;
 pub mod measure;
 mod mutant;
 mod open_push;
+mod opening;
 mod options;
 pub mod plan;
 pub mod protocol;
+mod pull;
 mod server;
 mod session;
 pub mod source;
@@ -100,6 +102,7 @@ pub use protocol::{
     CommitMode, Durability, Layout, NpyDtype, OutFormat, PipelineStage, Reason, ReceiverStages,
     SenderStages, Side, StageTimes,
 };
+pub use pull::PullOptions;
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage, StageShare, Stages};
 pub use source::{ReadMode, SourceError, SourceOptions, SourceSet};

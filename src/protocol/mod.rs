@@ -25,6 +25,7 @@
 mod error;
 mod frame;
 mod lane;
+mod pull_open;
 mod receiver;
 mod sender;
 mod slot;
@@ -36,6 +37,7 @@ pub use frame::{
     Durability, Durable, Finish, Join, Keep, Layout, ManifestPromise, NpyDtype, Open, OutFormat,
     ReceiverControl, ReceiverFrame, Reject, SenderFrame, Wanted,
 };
+pub use pull_open::{MAX_GLOBS, PullFirst, PullOpen};
 pub use receiver::{
     Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,
     Receiver, ReceiverConfig, Recovered,

@@ -12,18 +12,27 @@ use crate::{
         KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
-    protocol::Durability,
-    session::{Budget, PaceLimits, ReceiveContext, ReceiveOptions, Registry, Rehearsal},
+    protocol::{Durability, Open, ProtocolError, Reason},
+    session::{
+        Budget, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext, ReceiveOptions,
+        Registry, Rehearsal, Terms,
+    },
     store::{Catalog, FileSystem, QuotaLimits, WriteMode},
     wire::pb,
 };
 use std::{
+    collections::BTreeMap,
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 
 /// Connections at a time, unless the builder says otherwise.
 const MAX_CONNECTIONS_DEFAULT: usize = 256;
@@ -54,6 +63,7 @@ pub struct ServerBuilder {
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
     rehearsal: Option<Rehearsal>,
+    exports: BTreeMap<CheckpointName, PathBuf>,
 }
 
 /// A server that listens.
@@ -88,6 +98,7 @@ pub struct Server {
     context: ReceiveContext,
     drain: watch::Sender<bool>,
     alias: Option<(CheckpointName, CheckpointName)>,
+    offers: Option<OfferContext>,
 }
 
 impl Server {
@@ -105,6 +116,7 @@ impl Server {
             insecure: false,
             alias: None,
             rehearsal: None,
+            exports: BTreeMap::new(),
         }
     }
 
@@ -156,7 +168,11 @@ impl Server {
             .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(service::FerryService::new(self.context, self.alias))
+            .add_service(service::FerryService::new(
+                self.context,
+                self.alias.and_then(|(wire, local)| renaming(wire, local)),
+                self.offers,
+            ))
             .add_service(health_service)
             .add_service(reflection_v1)
             .add_service(reflection_alpha)
@@ -193,6 +209,20 @@ impl Server {
             }
         }
     }
+}
+
+/// Takes one checkpoint only, which has another name here.
+fn renaming(wire: CheckpointName, local: CheckpointName) -> Terms {
+    Some(Arc::new(move |open: Open| {
+        if open.checkpoint != wire {
+            let why = "this server takes one checkpoint only";
+            return Err(ProtocolError::new(Reason::NotFound, why));
+        }
+        Ok(Open {
+            checkpoint: local.clone(),
+            ..open
+        })
+    }))
 }
 
 /// The schema of every service.
@@ -283,6 +313,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Offers a checkpoint that lies elsewhere to those who pull, under a name: a file or
+    /// folder of any format that a push takes. It is opened anew for each pull.
+    pub fn export(mut self, name: CheckpointName, path: impl Into<PathBuf>) -> Self {
+        self.exports.insert(name, path.into());
+        self
+    }
+
     /// Leaves work out and publishes nothing: for measurements, which make up their bytes.
     pub(crate) fn rehearsal(mut self, rehearsal: Rehearsal) -> Self {
         self.rehearsal = Some(rehearsal);
@@ -295,16 +332,53 @@ impl ServerBuilder {
     /// The root cannot be used, the address is taken, or it reaches beyond this
     /// machine without [`ServerBuilder::insecure`].
     pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
+        if !address.ip().is_loopback() && !self.insecure {
+            return Err(Error::Config(format!(
+                "{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"
+            )));
+        }
+        let Receiving {
+            context,
+            file_system,
+            drain,
+        } = self.prepare().await?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| Error::Bug(e.to_string()))?;
+        // What takes in one folder or only rehearses has nothing to offer.
+        let offers = (self.alias.is_none() && self.rehearsal.is_none()).then(|| OfferContext {
+            catalog: context.catalog.clone(),
+            root: self.root,
+            exports: Arc::new(self.exports),
+            budget_bytes: self.budget_bytes,
+            slots: Arc::new(Semaphore::new(MAX_PULLS)),
+            lanes: OfferedLanes::default(),
+            draining: context.draining.clone(),
+        });
+        Ok(Server {
+            listener,
+            address,
+            file_system,
+            max_connections: self.max_connections,
+            staging_ttl: self.staging_ttl,
+            context,
+            drain,
+            alias: self.alias,
+            offers,
+        })
+    }
+
+    /// Opens the root and finishes interrupted publications: all that receiving needs
+    /// but a connection.
+    pub(crate) async fn prepare(&self) -> Result<Receiving, Error> {
         Grid::new(self.chunk_len)?;
         if self.budget_bytes < BUDGET_BYTES_MIN {
             return Err(Error::Usage(format!(
                 "a budget of {} bytes does not hold one chunk of the largest length: a server needs at least {BUDGET_BYTES_MIN} bytes (8 MiB)",
                 self.budget_bytes
-            )));
-        }
-        if !address.ip().is_loopback() && !self.insecure {
-            return Err(Error::Config(format!(
-                "{address} can be reached from other machines and there is no encryption yet; allow that with --insecure"
             )));
         }
         let (root, quotas) = (self.root.clone(), self.quotas);
@@ -318,12 +392,6 @@ impl ServerBuilder {
             write = ?file_system.write_mode(self.write_mode),
             "what the root offers"
         );
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::Bug(e.to_string()))?;
         let (drain, draining) = watch::channel(false);
         let context = ReceiveContext {
             catalog,
@@ -339,18 +407,22 @@ impl ServerBuilder {
             },
             budget: Budget::new(self.budget_bytes),
             draining,
+            progress: None,
         };
-        Ok(Server {
-            listener,
-            address,
-            file_system,
-            max_connections: self.max_connections,
-            staging_ttl: self.staging_ttl,
+        Ok(Receiving {
             context,
+            file_system,
             drain,
-            alias: self.alias,
         })
     }
+}
+
+/// What can receive and does not listen.
+pub(crate) struct Receiving {
+    pub(crate) context: ReceiveContext,
+    file_system: FileSystem,
+    /// Ends its sessions in good order.
+    pub(crate) drain: watch::Sender<bool>,
 }
 
 fn open_catalog(root: &Path, quotas: QuotaLimits) -> Result<(Catalog, FileSystem), Error> {

@@ -1,12 +1,13 @@
-//! The gRPC service. Push is served on the raw HTTP/2 body, so that payload bytes
-//! are never copied into messages; every other call goes to the generated code.
+//! The gRPC service. Push and Pull are served on the raw HTTP/2 body, so that payload
+//! bytes are never copied into messages; every other call goes to the generated code.
 
 use super::unary::Unary;
 use crate::{
-    plan::{CheckpointName, MAX_TEXT_LEN, printable},
+    plan::{MAX_TEXT_LEN, printable},
     protocol::Reason,
-    session::{ReceiveContext, SessionError, receive},
-    wire::{LaneBody, LaneSender, PUSH_PATH, pb::ferry_server::FerryServer, to_status},
+    session::{OfferContext, ReceiveContext, SendError, Terms, offer, receive},
+    source::SourceError,
+    wire::{LaneBody, LaneSender, PULL_PATH, PUSH_PATH, pb::ferry_server::FerryServer, to_status},
 };
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use std::{
@@ -19,22 +20,22 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower_service::Service;
 
 /// Both ways of serving under one service name.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct FerryService {
     unary: FerryServer<Unary>,
     context: ReceiveContext,
-    alias: Option<(CheckpointName, CheckpointName)>,
+    terms: Terms,
+    /// `None` where nothing can be pulled.
+    offers: Option<OfferContext>,
 }
 
 impl FerryService {
-    pub(super) fn new(
-        context: ReceiveContext,
-        alias: Option<(CheckpointName, CheckpointName)>,
-    ) -> Self {
+    pub(super) fn new(context: ReceiveContext, terms: Terms, offers: Option<OfferContext>) -> Self {
         FerryService {
             unary: FerryServer::new(Unary::new(context.clone())),
             context,
-            alias,
+            terms,
+            offers,
         }
     }
 }
@@ -53,16 +54,28 @@ impl Service<Request<Body>> for FerryService {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path() != PUSH_PATH {
+        let is_pull = request.uri().path() == PULL_PATH && self.offers.is_some();
+        if request.uri().path() != PUSH_PATH && !is_pull {
             return Box::pin(self.unary.call(request));
         }
-        let response = match check_encoding(request.headers()) {
-            Ok(()) => serve_push(
-                self.context.clone(),
-                self.alias.clone(),
-                request.into_body(),
-            ),
-            Err(response) => *response,
+        let response = match (check_encoding(request.headers()), &self.offers) {
+            (Err(response), _) => *response,
+            (Ok(()), Some(offers)) if is_pull => {
+                let offers = offers.clone();
+                answer(|out| async {
+                    let offered = offer(offers, request.into_body(), out).await;
+                    offered.map_err(|error| (reason_of_send(&error), chain(&error)))
+                })
+            }
+            (Ok(()), _) => {
+                let (context, terms) = (self.context.clone(), self.terms.clone());
+                answer(|out| async {
+                    let received = receive(context, terms, request.into_body(), out).await;
+                    received
+                        .map(drop)
+                        .map_err(|error| (error.reason(), chain(&error)))
+                })
+            }
         };
         Box::pin(std::future::ready(Ok(response)))
     }
@@ -87,18 +100,17 @@ fn announce_encodings(headers: &mut HeaderMap) {
     headers.insert("grpc-accept-encoding", identity);
 }
 
-fn serve_push(
-    context: ReceiveContext,
-    alias: Option<(CheckpointName, CheckpointName)>,
-    body: Body,
-) -> Response<Body> {
+/// Answers with the lane that a session fills, and its end.
+fn answer<F>(session: impl FnOnce(LaneSender) -> F) -> Response<Body>
+where
+    F: Future<Output = Result<(), (Reason, String)>> + Send + 'static,
+{
     let (out, response_body) = LaneBody::channel();
+    let session = session(out.clone());
     tokio::spawn(async move {
         // The session runs in a task of its own: a panic in it ends this call only.
-        let session = tokio::spawn(receive(context, alias, body, out.clone()));
-        let result = session
-            .await
-            .unwrap_or_else(|e| Err(SessionError::Bug(e.to_string())));
+        let result = tokio::spawn(session).await;
+        let result = result.unwrap_or_else(|e| Err((Reason::Bug, format!("internal error: {e}"))));
         end_call(&out, result).await;
     });
     let mut response = Response::new(Body::new(response_body));
@@ -109,13 +121,28 @@ fn serve_push(
     response
 }
 
-async fn end_call(out: &LaneSender, result: Result<(), SessionError>) {
+/// Why a pull ended early, for the one that pulls.
+fn reason_of_send(error: &SendError) -> Reason {
+    match error {
+        SendError::Refused { reason, .. } => *reason,
+        SendError::Protocol(error) => error.reason,
+        SendError::Wire(error) => error.reason(),
+        SendError::Source(SourceError::Changed { .. }) => Reason::SourceChanged,
+        SendError::Source(_) => Reason::StorageIoError,
+        SendError::Disconnected { .. } => Reason::Idle,
+        // Only a server that shuts down interrupts what it sends.
+        SendError::Interrupted => Reason::Draining,
+        SendError::Bug(_) => Reason::Bug,
+    }
+}
+
+async fn end_call(out: &LaneSender, result: Result<(), (Reason, String)>) {
     let status = match result {
         Ok(()) => Status::ok(""),
-        Err(error) => {
-            let why = printable(&chain(&error), MAX_TEXT_LEN);
-            tracing::info!(reason = %error.reason(), error = %why, "a session ended early");
-            to_status(error.reason(), &why)
+        Err((reason, why)) => {
+            let why = printable(&why, MAX_TEXT_LEN);
+            tracing::info!(%reason, error = %why, "a session ended early");
+            to_status(reason, &why)
         }
     };
     let mut trailers = HeaderMap::new();

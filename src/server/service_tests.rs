@@ -178,7 +178,7 @@ async fn a_panic_in_a_session_ends_that_session_and_nothing_else() {
     let context = server.context.clone();
     let client = Client::new(&server.local_addr().to_string()).unwrap();
     // Sessions of this service and of the server share everything.
-    let service = FerryService::new(context.clone(), None);
+    let service = FerryService::new(context.clone(), None, None);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.serve(async {
         let _ = stopped.await;

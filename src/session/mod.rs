@@ -5,6 +5,7 @@
 
 mod buffers;
 mod error;
+mod offer;
 mod pace;
 mod progress;
 mod rate;
@@ -20,11 +21,12 @@ mod workers;
 
 pub(crate) use buffers::Budget;
 pub(crate) use error::{SendError, SessionError};
+pub(crate) use offer::{MAX_PULLS, OfferContext, OfferedLanes, offer};
 pub(crate) use pace::PaceLimits;
 pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};
 pub(crate) use rate::{Throttle, read_rate};
-pub(crate) use receive::{ReceiveContext, ReceiveOptions, receive};
+pub(crate) use receive::{ReceiveContext, ReceiveOptions, Terms, receive};
 pub(crate) use registry::Registry;
 pub(crate) use rehearsal::{REHEARSAL_FORMAT, Rehearsal};
 pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};

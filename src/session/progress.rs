@@ -4,7 +4,7 @@ use super::stages::{SendStages, Stages};
 use crate::{
     format::codec::Codec,
     plan::{CellId, RangeSet},
-    protocol::{Done, Durability, ReceiverStages, SendProgress},
+    protocol::{Accept, Done, Durability, ReceiverStages, SendProgress},
 };
 use std::{
     collections::HashMap,
@@ -68,6 +68,8 @@ pub(crate) struct ProgressCell {
     codecs: AtomicU32,
     /// Of the session under way.
     stages: Mutex<Option<SendStages>>,
+    /// Bytes that were heard before the session under way, where this side receives.
+    heard_before: Mutex<u64>,
 }
 
 impl ProgressCell {
@@ -141,6 +143,51 @@ impl ProgressCell {
             p.durable_bytes = done.total_bytes;
             p.settled_bytes = done.total_bytes;
             p.resumed_bytes = done.total_bytes.saturating_sub(sent_bytes);
+            p.durability = Some(done.durability);
+        });
+    }
+
+    /// A receiver on this side begins a session.
+    pub(super) fn begin_receiving(&self, accept: &Accept, total_bytes: u64) {
+        self.update(|p| {
+            p.stage = Stage::Sending;
+            p.total_bytes = total_bytes;
+            if p.session_count == 0 {
+                p.resumed_bytes = accept.durable_bytes;
+            }
+            p.session_count += 1;
+            p.durability = Some(accept.durability);
+            p.durable_bytes = p.durable_bytes.max(accept.durable_bytes);
+        });
+        *self
+            .heard_before
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = self.snapshot().wire_bytes;
+    }
+
+    /// It has heard so many bytes in this session, and so many are durable.
+    pub(super) fn receive(&self, durable_bytes: u64, heard_bytes: u64) {
+        let before = *self
+            .heard_before
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.update(|p| {
+            p.durable_bytes = p.durable_bytes.max(durable_bytes);
+            p.settled_bytes = p.settled_bytes.max(p.durable_bytes);
+            p.wire_bytes = before + heard_bytes;
+        });
+    }
+
+    /// What was received is published.
+    pub(crate) fn end_receiving(&self, done: &Done) {
+        self.update(|p| {
+            p.stage = Stage::Done;
+            p.total_bytes = done.total_bytes;
+            p.durable_bytes = done.total_bytes;
+            p.settled_bytes = done.total_bytes;
+            if done.unchanged {
+                p.resumed_bytes = done.total_bytes;
+            }
             p.durability = Some(done.durability);
         });
     }

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Messages that may wait between a session and its connection.
 const QUEUE_LEN: usize = 8;
@@ -59,14 +59,22 @@ pub(crate) struct LaneBody {
     items: mpsc::Receiver<Item>,
     /// Rest of the message under way.
     parts: VecDeque<Bytes>,
+    /// Ends with the body.
+    _over: watch::Sender<()>,
 }
 
 impl LaneBody {
     /// A body and the handle that fills it.
     pub(crate) fn channel() -> (LaneSender, LaneBody) {
         let (sender, items) = mpsc::channel(QUEUE_LEN);
-        let parts = VecDeque::new();
-        (LaneSender { items: sender }, LaneBody { items, parts })
+        let (over_sender, over) = watch::channel(());
+        let body = LaneBody {
+            items,
+            parts: VecDeque::new(),
+            _over: over_sender,
+        };
+        let items = sender;
+        (LaneSender { items, over }, body)
     }
 }
 
@@ -101,6 +109,7 @@ pub(crate) struct LaneClosed;
 #[derive(Clone, Debug)]
 pub(crate) struct LaneSender {
     items: mpsc::Sender<Item>,
+    over: watch::Receiver<()>,
 }
 
 impl LaneSender {
@@ -115,6 +124,14 @@ impl LaneSender {
             .send(Item::Message(parts))
             .await
             .map_err(|_| LaneClosed)
+    }
+
+    /// Waits until the connection has taken everything, or is gone. Nobody else may hold
+    /// a sender then.
+    pub(crate) async fn drained(self) {
+        let LaneSender { items, mut over } = self;
+        drop(items);
+        while over.changed().await.is_ok() {}
     }
 
     /// Ends a response.

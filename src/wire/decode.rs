@@ -411,7 +411,7 @@ fn decode_ranges(ranges: &[pb::CellRange]) -> Result<RangeSet, WireError> {
     Ok(set)
 }
 
-fn array<const N: usize>(bytes: &[u8], what: &str) -> Result<[u8; N], WireError> {
+pub(super) fn array<const N: usize>(bytes: &[u8], what: &str) -> Result<[u8; N], WireError> {
     bytes
         .try_into()
         .map_err(|_| bad_frame(format!("{what} has {} bytes, {N} are due", bytes.len())))

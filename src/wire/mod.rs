@@ -7,6 +7,7 @@ mod decode;
 mod encode;
 mod file_stream;
 mod parser;
+mod pull;
 mod status;
 
 pub(crate) use body::{LaneBody, LaneSender, encode_message, frame_head};
@@ -17,6 +18,7 @@ pub(crate) use encode::{
 };
 pub(crate) use file_stream::FileStream;
 pub(crate) use parser::{Event, FrameParser, Rope};
+pub(crate) use pull::{decode_pull_first, encode_pull_first};
 pub(crate) use status::{reason_of, to_status};
 
 /// Code generated from `proto/tensorferry/v1/ferry.proto`: the raw messages, and
@@ -37,6 +39,9 @@ pub mod pb {
 
 /// Path of the Push call.
 pub(crate) const PUSH_PATH: &str = "/tensorferry.v1.Ferry/Push";
+
+/// Path of the Pull call.
+pub(crate) const PULL_PATH: &str = "/tensorferry.v1.Ferry/Pull";
 
 /// A message from a peer could not be understood.
 #[derive(Debug, thiserror::Error)]

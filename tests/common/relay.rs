@@ -23,16 +23,31 @@ pub(crate) enum Then {
 /// these, for any lane may carry any chunk; later ones are free. Plain threads, so that
 /// tests with and without a runtime can use it.
 pub(crate) fn start(server: SocketAddr, limit: usize, then: Then) -> SocketAddr {
+    relay(server, limit, then, false)
+}
+
+/// The same for bytes that come from the server.
+#[allow(dead_code, reason = "shared by test crates")]
+pub(crate) fn start_back(server: SocketAddr, limit: usize, then: Then) -> SocketAddr {
+    relay(server, limit, then, true)
+}
+
+fn relay(server: SocketAddr, limit: usize, then: Then, back: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let left = Arc::new(AtomicUsize::new(limit));
     thread::spawn(move || {
         for near in listener.incoming() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(server).unwrap());
+            let near = near.unwrap();
+            // The server may be away; whoever connects learns that at once.
+            let Ok(far) = TcpStream::connect(server) else {
+                continue;
+            };
             let (from, to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            thread::spawn(move || pass(from, to, None, then));
             let limit = (left.load(Ordering::Relaxed) > 0).then(|| Arc::clone(&left));
-            thread::spawn(move || pass(near, far, limit, then));
+            let (there, here) = if back { (None, limit) } else { (limit, None) };
+            thread::spawn(move || pass(from, to, here, then));
+            thread::spawn(move || pass(near, far, there, then));
         }
     });
     address

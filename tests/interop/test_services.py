@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import queue
 import signal
 import tempfile
 import unittest
@@ -139,9 +140,31 @@ class Questions(ServerTest):
         self.assert_refused(("UNKNOWN", None), lambda: self.ferry.List(pb.ListRequest(), metadata=metadata))
         self.assertEqual(self.names("list-nothing"), [])
 
-    def test_pull_is_unsupported(self) -> None:
-        frames = iter([pb.ReceiverFrame(open=pb.PullOpen(protocol_version=1, checkpoint="a"))])
-        self.assert_refused(("UNIMPLEMENTED", "UNSUPPORTED"), lambda: next(self.ferry.Pull(frames, timeout=HANG_S)))
+    def pull_open(self, name: str, version: int = 1) -> pb.PullOpen:
+        return pb.PullOpen(protocol_version=version, checkpoint=name, transfer_id=b"t" * 16, codecs=1, lane_token=b"l" * 16)
+
+    def test_a_pull_opens_with_what_was_asked_for(self) -> None:
+        self.published("pulled")
+        told: queue.Queue[pb.ReceiverFrame | None] = queue.Queue()
+        told.put(pb.ReceiverFrame(open=self.pull_open("pulled")))
+        call = self.ferry.Pull(iter(told.get, None), timeout=HANG_S)
+        opened = next(call).open
+        self.assertEqual((opened.checkpoint, opened.transfer_id), ("pulled", b"t" * 16))
+        self.assertTrue(opened.manifest_complete and opened.fingerprint)
+        call.cancel()
+        told.put(None)
+
+    def test_a_pull_of_what_is_not_there_is_not_found(self) -> None:
+        for opened, refusal in (
+            (self.pull_open("nobody"), NOT_FOUND),
+            (self.pull_open("nobody", version=2), ("FAILED_PRECONDITION", "VERSION")),
+        ):
+            frames = iter([pb.ReceiverFrame(open=opened)])
+            self.assert_refused(refusal, lambda frames=frames: next(self.ferry.Pull(frames, timeout=HANG_S)))
+
+    def test_a_lane_of_no_pull_is_not_found(self) -> None:
+        frames = iter([pb.ReceiverFrame(join=pb.Join(session_token=b"x" * 16))])
+        self.assert_refused(NOT_FOUND, lambda: next(self.ferry.Pull(frames, timeout=HANG_S)))
 
 
 class Health(ServerTest):

@@ -110,6 +110,7 @@ pub(crate) fn format_of(words: impl Iterator<Item = OsString>) -> Format {
 pub(crate) enum Verb {
     Serve(ServeArgs),
     Push(PushArgs),
+    Pull(PullArgs),
     List(ListArgs),
     Status(StatusArgs),
     Inspect(InspectArgs),
@@ -143,7 +144,7 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) listen: String,
     /// Allow to listen beyond this machine although nothing is encrypted and
-    /// anybody who can connect can write
+    /// anybody who can connect can read and write
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_INSECURE")]
     pub(crate) insecure: bool,
     /// Chunk length of new transfers whose sender has no wish: a power of two from
@@ -160,6 +161,10 @@ pub(crate) struct ServeArgs {
     /// 30m; 0 keeps them for ever
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "7d", env = "TENSORFERRY_STAGING_TTL")]
     pub(crate) staging_ttl: Duration,
+    /// Offer a checkpoint that lies elsewhere to `pull`, in any format that push takes;
+    /// without NAME under the name of its file or folder. May be given several times
+    #[arg(long, value_name = "[NAME=]PATH", env = "TENSORFERRY_EXPORT")]
+    pub(crate) export: Vec<OsString>,
     /// Most bytes of one checkpoint; 0 = as many as there is room for
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_QUOTA_CHECKPOINT")]
     pub(crate) quota_checkpoint: u64,
@@ -224,6 +229,21 @@ pub(crate) struct PushArgs {
     /// the receiver has; send and write nothing
     #[arg(short = 'n', long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_DRY_RUN")]
     pub(crate) dry_run: bool,
+    /// Leave a folder's other files (config.json, tokenizer) behind
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_NO_FILES")]
+    pub(crate) no_files: bool,
+    #[command(flatten)]
+    pub(crate) select: SelectArgs,
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
+    /// How the source is read
+    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_READ")]
+    pub(crate) read: ReadArg,
+}
+
+/// How a checkpoint travels and what it becomes, whichever side dials.
+#[derive(Debug, Args)]
+pub(crate) struct TransferArgs {
     /// Replace a published checkpoint of the same name
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_OVERWRITE")]
     pub(crate) overwrite: bool,
@@ -233,11 +253,6 @@ pub(crate) struct PushArgs {
     /// Let the receiver read everything back before it publishes
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_VERIFY")]
     pub(crate) verify: bool,
-    /// Leave a folder's other files (config.json, tokenizer) behind
-    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_NO_FILES")]
-    pub(crate) no_files: bool,
-    #[command(flatten)]
-    pub(crate) select: SelectArgs,
     /// How the files are named
     #[arg(long, value_enum, default_value = "named", env = "TENSORFERRY_LAYOUT")]
     pub(crate) layout: LayoutArg,
@@ -291,9 +306,6 @@ pub(crate) struct PushArgs {
     /// How chunks are compressed on the way
     #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_CODEC")]
     pub(crate) codec: CodecArg,
-    /// How the source is read
-    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_READ")]
-    pub(crate) read: ReadArg,
     /// Attempts in a row that make nothing durable before giving up
     #[arg(
         long,
@@ -305,6 +317,41 @@ pub(crate) struct PushArgs {
     /// Memory for chunks on their way; a local DEST gives half to each side
     #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
     pub(crate) budget: u64,
+}
+
+/// Fetch a checkpoint from a server; run it again to resume
+///
+/// SRC is ferry://HOST[:PORT]/NAME, or HOST:NAME (port 7744): a checkpoint that was pushed
+/// there, or one that the server offers with --export. DIR is a local folder.
+///
+/// The server is not trusted: names, sizes and checksums are checked as a server checks
+/// those of a push, and nothing gets the name DIR before it is complete. The first Ctrl-C
+/// stops in good order, says how much is safe and how to go on; the second stops at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  tensorferry pull lab:run7 here/run7
+  tensorferry pull ferry://lab:7744/run7 run7 --include 'decoder/*' --max-bytes 20G
+  tensorferry pull lab:run7 run7 --out-format safetensors --overwrite")]
+pub(crate) struct PullArgs {
+    /// ferry://HOST[:PORT]/NAME or HOST:NAME
+    #[arg(value_name = "SRC")]
+    pub(crate) src: OsString,
+    /// The folder that it becomes
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Take only tensors with names like this; `*` is any text, `?` one character. May
+    /// be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_INCLUDE")]
+    pub(crate) include: Vec<String>,
+    /// Leave out tensors with names like this; may be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_EXCLUDE")]
+    pub(crate) exclude: Vec<String>,
+    /// Refuse a checkpoint of more bytes; 0 = as many as there is room for
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_MAX_BYTES")]
+    pub(crate) max_bytes: u64,
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
 }
 
 /// Which tensors are taken, and what they are called.
@@ -718,7 +765,7 @@ mod tests {
             Cli::try_parse_from(["tensorferry", "push", "a", "b", "c", "--chunk", "1M"]).unwrap();
         let Verb::Push(push) = cli.verb else { panic!() };
         assert_eq!(
-            (push.src.len(), push.dest.to_str(), push.chunk),
+            (push.src.len(), push.dest.to_str(), push.transfer.chunk),
             (2, Some("c"), Some(1 << 20))
         );
         assert!(Cli::try_parse_from(["tensorferry", "push", "a"]).is_err());

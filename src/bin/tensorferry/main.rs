@@ -17,6 +17,7 @@ mod list;
 mod man;
 mod output;
 mod progress;
+mod pull;
 mod push;
 mod rehearse;
 mod serve;
@@ -68,6 +69,7 @@ async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
     match verb {
         Verb::Serve(args) => Box::pin(serve::run(args, output)).await,
         Verb::Push(args) => Box::pin(push::run(args, output)).await,
+        Verb::Pull(args) => Box::pin(pull::run(args, output)).await,
         Verb::List(args) => list::run(args, output).await,
         Verb::Status(args) => status::run(args, output).await,
         Verb::Inspect(args) => inspect::run(args, output).await,

@@ -94,6 +94,8 @@ impl<'a> Meter<'a> {
                     bar.set_position(progress.settled_bytes);
                     bar.reset_eta();
                 }
+                // A pull learns on the way how much there is.
+                bar.set_length(progress.total_bytes);
                 bar.set_position(progress.settled_bytes);
                 bar.set_message(stage_words(progress, self.work));
             }

@@ -1,7 +1,7 @@
 //! `push`: sends a checkpoint to a server or into a local folder.
 
 use crate::{
-    args::PushArgs,
+    args::{PushArgs, TransferArgs},
     entries,
     exit::{Failure, Left},
     interrupt::Interrupt,
@@ -63,7 +63,8 @@ struct DoneEvent<'a> {
 }
 
 pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> {
-    let mut options = options(&args);
+    let mut options = transfer_options(&args.transfer);
+    options.read_mode = args.read.into();
     let target = Target::parse(&args.dest)?;
     if let Target::Server { authority, name } = &target {
         // A wrong destination shows before a long look at the source.
@@ -76,7 +77,7 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
         let found = ask(&target).await;
         let left = LeftEvent::new(&found, &source, &options);
         output.event("left", &left);
-        let files = (args.layout.into(), args.out_format.into());
+        let files = (args.transfer.layout.into(), args.transfer.out_format.into());
         entries::show(&source, Some(files), output);
         tell_left(&left, &target, found.err(), output);
         return Ok(());
@@ -98,14 +99,14 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
         Target::Server { authority, name } => {
             let name = target::checkpoint_name(authority, name)?;
             let transfer = Client::new(authority)?.push(Arc::clone(&source), &name, options);
-            follow(transfer, &source, &mut interrupt, output).await
+            follow(transfer, bytes, &mut interrupt, output).await
         }
         Target::Folder(folder) => {
             // Both roles are in this process and share the budget.
-            options.budget_bytes = args.budget / 2;
+            options.budget_bytes = args.transfer.budget / 2;
             let embedded = Embedded::start(folder, options.budget_bytes).await?;
             let transfer = embedded.push(Arc::clone(&source), options)?;
-            let followed = follow(transfer, &source, &mut interrupt, output).await;
+            let followed = follow(transfer, bytes, &mut interrupt, output).await;
             let stopped = embedded.stop().await;
             // Why the push failed says more than why the server did.
             if followed.1.is_ok() {
@@ -116,13 +117,18 @@ pub(crate) async fn run(args: PushArgs, output: &Output) -> Result<(), Failure> 
     };
     match result {
         Ok(report) => {
-            tell_done(&report, &target, output);
+            tell_done(&report, Way::Push, &target.to_string(), output);
             Ok(())
         }
-        Err(Error::Interrupted) => Err(tell_stopped(&progress, bytes, &target, output)),
+        Err(Error::Interrupted) => Err(tell_stopped(&progress, bytes, &target.to_string(), output)),
         Err(error) => {
             if error.is_retryable() && progress.durable_bytes > 0 {
-                output.talk(&safe_words("cut off", &progress, bytes, &target));
+                output.talk(&safe_words(
+                    "cut off",
+                    &progress,
+                    bytes,
+                    &target.to_string(),
+                ));
             }
             if let Some(hint) = damaged_place(&error, &source) {
                 return Err(Failure::with_hint(error, hint));
@@ -235,7 +241,8 @@ fn tell_left(left: &LeftEvent, target: &Target, unknown: Option<Error>, output: 
     }
 }
 
-fn options(args: &PushArgs) -> PushOptions {
+/// The same for the library.
+pub(crate) fn transfer_options(args: &TransferArgs) -> PushOptions {
     let mut options = PushOptions::default();
     options.chunk_len = args.chunk;
     options.commit_mode = args.durability.into();
@@ -249,20 +256,19 @@ fn options(args: &PushArgs) -> PushOptions {
     options.lanes = args.lanes;
     options.rate_limit = args.bwlimit.clone();
     options.codec = args.codec.into();
-    options.read_mode = args.read.into();
     options.budget_bytes = args.budget;
     options
 }
 
 /// Waits for a transfer, showing where it stands and passing interrupts on.
-async fn follow(
+pub(crate) async fn follow(
     transfer: Transfer,
-    source: &SourceSet,
+    total_bytes: u64,
     interrupt: &mut Interrupt,
     output: &Output,
 ) -> (Progress, Result<TransferReport, Error>) {
     let (watcher, canceller) = (transfer.watcher(), transfer.canceller());
-    let mut meter = Meter::new(output, source.total_bytes(), Work::Push);
+    let mut meter = Meter::new(output, total_bytes, Work::Push);
     let mut ending = transfer.into_future();
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
     let mut is_cancelled = false;
@@ -282,7 +288,15 @@ async fn follow(
     (watcher.progress(), result)
 }
 
-fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
+/// Which way a checkpoint went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Push,
+    Pull,
+}
+
+/// `place` = where it is now.
+pub(crate) fn tell_done(report: &TransferReport, way: Way, place: &str, output: &Output) {
     let bottleneck = report.stages.bottleneck();
     output.event(
         "done",
@@ -316,7 +330,7 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
         units::count(report.file_count, "file"),
         units::bytes(report.bytes)
     );
-    let place = units::shown(&target.to_string());
+    let place = units::shown(place);
     if report.unchanged {
         return output.human(&format!(
             "unchanged: {what} are in {place} already, nothing was sent"
@@ -326,8 +340,12 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
         Durability::Disk => "safe from power loss",
         _ => "not safe from power loss",
     };
+    let (did, moved) = match way {
+        Way::Push => ("pushed", "sent"),
+        Way::Pull => ("pulled", "received"),
+    };
     output.human(&format!(
-        "pushed {what} to {place} in {} ({}): sent {}, resumed {}, {durability}",
+        "{did} {what} to {place} in {} ({}): {moved} {}, resumed {}, {durability}",
         units::duration(report.elapsed),
         units::rate(report.wire_bytes, report.elapsed),
         units::bytes(report.wire_bytes),
@@ -338,19 +356,19 @@ fn tell_done(report: &TransferReport, target: &Target, output: &Output) {
     }
 }
 
-fn tell_stopped(
+pub(crate) fn tell_stopped(
     progress: &Progress,
     total_bytes: u64,
-    target: &Target,
+    place: &str,
     output: &Output,
 ) -> Failure {
     let left = left(progress, total_bytes);
-    output.complain(&safe_words("stopped", progress, total_bytes, target));
+    output.complain(&safe_words("stopped", progress, total_bytes, place));
     output.complain(&format!("resume with: {}", left.resume));
     Failure::interrupted(left)
 }
 
-fn left(progress: &Progress, total_bytes: u64) -> Left {
+pub(crate) fn left(progress: &Progress, total_bytes: u64) -> Left {
     let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     Left {
         durable_bytes: progress.durable_bytes,
@@ -359,12 +377,12 @@ fn left(progress: &Progress, total_bytes: u64) -> Left {
     }
 }
 
-fn safe_words(what: &str, progress: &Progress, total_bytes: u64, target: &Target) -> String {
+pub(crate) fn safe_words(what: &str, progress: &Progress, total_bytes: u64, place: &str) -> String {
     format!(
         "{what}: {} of {} safe on {} ({} %)",
         units::bytes(progress.durable_bytes),
         units::bytes(total_bytes),
-        units::shown(&target.to_string()),
+        units::shown(place),
         units::percent(progress.durable_bytes, total_bytes)
     )
 }

@@ -2,8 +2,8 @@
 
 use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, limits, output::Output};
 use serde::Serialize;
-use std::net::SocketAddr;
-use tensorferry::{Durability, Error, Server};
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf};
+use tensorferry::{Durability, Error, Server, plan::CheckpointName};
 
 #[derive(Serialize)]
 struct ListeningEvent {
@@ -23,6 +23,10 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
         .insecure(args.insecure);
     if let Some(chunk_len) = args.chunk {
         builder = builder.chunk_len(chunk_len);
+    }
+    for export in &args.export {
+        let (name, path) = named_export(export)?;
+        builder = builder.export(name, path);
     }
     let server = builder.bind(address).await.map_err(|error| match error {
         Error::Transport { .. } => Failure::with_hint(
@@ -54,6 +58,19 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
         })
         .await?;
     Ok(())
+}
+
+/// `NAME=PATH`, or a path that says its own name.
+fn named_export(word: &OsStr) -> Result<(CheckpointName, PathBuf), Failure> {
+    let named = word.to_str().and_then(|word| word.split_once('='));
+    if let Some((name, path)) = named {
+        return Ok((name.parse().map_err(Error::from)?, PathBuf::from(path)));
+    }
+    let path = PathBuf::from(word);
+    let name = path.file_name().and_then(OsStr::to_str);
+    let unnamed = || Error::Usage(format!("{} has no name: write NAME=PATH", path.display()));
+    let name = name.ok_or_else(unnamed)?.parse().map_err(Error::from)?;
+    Ok((name, path))
 }
 
 async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {

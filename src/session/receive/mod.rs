@@ -28,6 +28,7 @@ use super::{
     buffers::Budget,
     error::SessionError,
     pace::{Pace, PaceLimits, Turn, Verdict},
+    progress::ProgressCell,
     registry::{Registry, Seat},
     rehearsal::{Rehearsal, check_open},
     send::cancelled,
@@ -36,10 +37,10 @@ use super::{
 use crate::{
     format::codec,
     options::{CHUNKS_PER_LANE, HTTP2_FRAME_BYTES},
-    plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
+    plan::{CHUNK_LEN_DEFAULT, Grid},
     protocol::{
-        Accept, Done, Durability, MAX_CONTROL_BYTES, Open, ProtocolError, PublishPlan, Reason,
-        ReceiveAction, Receiver, ReceiverConfig, ReceiverControl,
+        Accept, Done, Durability, MAX_CONTROL_BYTES, ManifestPromise, Open, ProtocolError,
+        PublishPlan, ReceiveAction, Receiver, ReceiverConfig, ReceiverControl,
     },
     store::{Catalog, Opened, Staging, WriteMode},
     wire::{FrameParser, LaneSender, encode_message, encode_receiver_frame},
@@ -59,7 +60,7 @@ use tokio::{
 };
 use tonic::body::Body;
 
-/// A session must open within this time.
+/// A session must open within this time, unless told otherwise.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lanes of one session: more than saturate any link, few enough to bound memory.
 const MAX_LANES: u32 = 16;
@@ -84,6 +85,8 @@ pub(crate) struct ReceiveOptions {
     pub(crate) pace: PaceLimits,
     /// What is left out; `None` wherever bytes matter.
     pub(crate) rehearsal: Option<Rehearsal>,
+    /// How long the first frame of a lane is waited for.
+    pub(crate) open_timeout: Duration,
 }
 
 impl Default for ReceiveOptions {
@@ -95,6 +98,7 @@ impl Default for ReceiveOptions {
             write_mode: WriteMode::Auto,
             pace: PaceLimits::default(),
             rehearsal: None,
+            open_timeout: OPEN_TIMEOUT,
         }
     }
 }
@@ -110,6 +114,8 @@ pub(crate) struct ReceiveContext {
     pub(crate) budget: Budget,
     /// Becomes true when the server shuts down.
     pub(crate) draining: watch::Receiver<bool>,
+    /// Told how far the session is, where somebody on this side wants to know.
+    pub(crate) progress: Option<Arc<ProgressCell>>,
 }
 
 /// State shared by the tasks and jobs of one session.
@@ -138,11 +144,19 @@ struct Session {
     open_frame_count: AtomicUsize,
     short_of_memory_count: AtomicUsize,
     stages: ReceiveStages,
+    progress: Option<Arc<ProgressCell>>,
 }
 
 impl Session {
     fn core(&self) -> MutexGuard<'_, Receiver> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_progress(&self) {
+        if let Some(progress) = &self.progress {
+            let durable_bytes = self.core().durable_bytes();
+            progress.receive(durable_bytes, self.heard_bytes.load(Ordering::Relaxed));
+        }
     }
 
     /// The first failure counts.
@@ -204,25 +218,33 @@ impl Session {
     }
 }
 
-/// Serves one call of Push: `body` is the request, answers go to `out`. Returns once the
-/// checkpoint is published or nothing of the session is under way any more.
-///
-/// `alias` = a name on the wire and the local one that it stands for.
+/// What becomes of the sender's opening before it is heeded, if anything: its names and
+/// wishes are not always those that count here.
+pub(crate) type Terms = Option<Arc<dyn Fn(Open) -> Result<Open, ProtocolError> + Send + Sync>>;
+
+/// Takes in one lane: frames come in `body`, answers go to `out`. Returns once the
+/// checkpoint is published, with what was said of it on the control lane, or when nothing
+/// of the session is under way any more.
 pub(crate) async fn receive(
     context: ReceiveContext,
-    alias: Option<(CheckpointName, CheckpointName)>,
+    terms: Terms,
     mut body: Body,
     out: LaneSender,
-) -> Result<(), SessionError> {
+) -> Result<Option<Done>, SessionError> {
     let mut parser = FrameParser::new(MAX_CONTROL_BYTES, MAX_CONTROL_BYTES);
-    let first = timeout(OPEN_TIMEOUT, read_first(&mut body, &mut parser))
+    let patience = context.options.open_timeout;
+    let first = timeout(patience, read_first(&mut body, &mut parser))
         .await
-        .map_err(|_| SessionError::Idle(OPEN_TIMEOUT.as_secs()))??;
+        .map_err(|_| SessionError::Idle(patience.as_secs()))??;
     match first {
-        First::Open(open) => receive_session(context, alias, *open, body, parser, out).await,
+        First::Open(open) => {
+            let session = receive_session(context, terms, *open, body, parser, out);
+            session.await.map(Some)
+        }
         First::Join(join) => {
             let session = context.sessions.get(&join.session_token)?;
-            serve_joined(&session, &join, body, parser, out).await
+            serve_joined(&session, &join, body, parser, out).await?;
+            Ok(None)
         }
     }
 }
@@ -230,27 +252,20 @@ pub(crate) async fn receive(
 /// Serves the control lane of a session, and with it the session.
 async fn receive_session(
     context: ReceiveContext,
-    alias: Option<(CheckpointName, CheckpointName)>,
+    terms: Terms,
     mut open: Open,
     body: Body,
     mut parser: FrameParser,
     out: LaneSender,
-) -> Result<(), SessionError> {
+) -> Result<Done, SessionError> {
     let mut draining = context.draining.clone();
     if *draining.borrow_and_update() {
         return Err(SessionError::Draining);
     }
     check_supported(&open)?;
     check_open(context.options.rehearsal, &open)?;
-    if let Some((wire, local)) = alias {
-        if open.checkpoint != wire {
-            return Err(ProtocolError::new(
-                Reason::NotFound,
-                "this server takes one checkpoint only",
-            )
-            .into());
-        }
-        open.checkpoint = local;
+    if let Some(terms) = terms {
+        open = terms(open)?;
     }
     let seat = context
         .registry
@@ -275,7 +290,8 @@ async fn receive_session(
                 },
                 stages: None,
             };
-            return send_control(&out, ReceiverControl::Done(done)).await;
+            send_control(&out, ReceiverControl::Done(done)).await?;
+            return Ok(done);
         }
         Opened::Ready { staging, recovered } => (staging, recovered),
     };
@@ -317,7 +333,11 @@ async fn receive_session(
         durable_bytes = accept.durable_bytes,
         "a session was opened"
     );
+    if let Some(progress) = &context.progress {
+        progress.begin_receiving(&accept, promised_bytes(open));
+    }
     let session = Arc::new(Session {
+        progress: context.progress.clone(),
         stages: ReceiveStages::new(&open.checkpoint),
         core: Mutex::new(core),
         staging,
@@ -360,11 +380,20 @@ async fn receive_session(
     };
     if let Err(error) = &result {
         end(&session, &out, error).await;
+        session.tell_progress();
     }
     // The lock of the name goes before its seat, or the next session finds it locked.
     session.staging.unlock();
     drop(seat);
     result
+}
+
+/// Bytes of all entries, where the sender knows them.
+fn promised_bytes(open: &Open) -> u64 {
+    match open.manifest {
+        ManifestPromise::Complete { total_bytes, .. } => total_bytes,
+        ManifestPromise::Open => 0,
+    }
 }
 
 /// Drives the role until everything is to be published.
@@ -391,6 +420,7 @@ async fn drive(
             (core.poll(Instant::now()), core.disk_wait())
         };
         session.stages.set_disk_wait(disk_wait);
+        session.tell_progress();
         match action {
             Some(ReceiveAction::Send(frame)) => {
                 // A sender that does not listen must not keep its successor waiting.
@@ -497,7 +527,7 @@ async fn publish(
     plan: Box<PublishPlan>,
     out: &LaneSender,
     seat: &Seat,
-) -> Result<(), SessionError> {
+) -> Result<Done, SessionError> {
     let entry_count = plan.entries.len() as u64;
     let total_bytes = plan
         .entries
@@ -525,13 +555,13 @@ async fn publish(
     // Published is published, whether or not the sender still listens.
     let told = send_control(out, ReceiverControl::Done(done)).await;
     if session.rehearsal.is_some() {
-        return told;
+        return told.map(|()| done);
     }
     let staging = Arc::clone(&session.staging);
     if let Err(error) = blocking(move || Ok(staging.clean_up()?)).await {
         tracing::warn!(%error, "the staging of a published checkpoint could not be removed");
     }
-    told
+    told.map(|()| done)
 }
 
 async fn sleep_until(at: Option<Instant>) {

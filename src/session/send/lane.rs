@@ -247,7 +247,7 @@ async fn join(
     let SendLane {
         out,
         mut frames,
-        _channel,
+        _keeps,
     } = timeout(JOIN_TIMEOUT, (session.context.connect)())
         .await
         .map_err(|_| no_answer())??;

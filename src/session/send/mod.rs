@@ -61,7 +61,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
 /// The receiver answers Open within this time: it may have to wait for the
 /// writes of an older session.
@@ -111,8 +111,8 @@ pub(crate) struct SendContext {
 pub(crate) struct SendLane {
     pub(crate) out: LaneSender,
     pub(crate) frames: Streaming<pb::ReceiverFrame>,
-    /// Keeps the connection open.
-    pub(crate) _channel: Channel,
+    /// Keeps the connection open, or tells by its end that the lane is done with.
+    pub(crate) _keeps: Box<dyn Send + Sync>,
 }
 
 struct Session {
@@ -232,7 +232,7 @@ pub(crate) async fn send(
     let SendLane {
         out,
         mut frames,
-        _channel,
+        _keeps,
     } = lane;
     send_frame(&out, &SenderFrame::Open(Box::new(open.clone()))).await?;
     let mut cancel = context.cancel.clone();

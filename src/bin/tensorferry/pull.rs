@@ -1,0 +1,70 @@
+//! `pull`: fetches a checkpoint from a server into a local folder.
+
+use crate::{
+    args::PullArgs,
+    exit::Failure,
+    interrupt::Interrupt,
+    output::Output,
+    push::{self, Way},
+    target::{self, Target},
+};
+use serde::Serialize;
+use tensorferry::{Client, Error, ErrorCode, PullOptions};
+
+#[derive(Serialize)]
+struct BeginEvent<'a> {
+    source: &'a str,
+    destination: &'a str,
+}
+
+pub(crate) async fn run(args: PullArgs, output: &Output) -> Result<(), Failure> {
+    let mut options = PullOptions::default();
+    options.transfer = push::transfer_options(&args.transfer);
+    options.include = args.include;
+    options.exclude = args.exclude;
+    options.max_bytes = (args.max_bytes > 0).then_some(args.max_bytes);
+    let (authority, name) = match Target::parse(&args.src)? {
+        Target::Server { authority, name } => (authority, name),
+        Target::Folder(folder) => {
+            let why = format!(
+                "{} is no address: pull takes ferry://HOST[:PORT]/NAME or HOST:NAME; what lies on this \
+                 machine is pushed",
+                folder.display()
+            );
+            return Err(Error::Usage(why).into());
+        }
+    };
+    let name = target::checkpoint_name(&authority, &name)?;
+    let client = Client::new(&authority)?;
+    // From here on Ctrl-C keeps what is durable.
+    let mut interrupt = Interrupt::listen()?;
+    let place = args.dir.display().to_string();
+    output.event(
+        "begin",
+        &BeginEvent {
+            source: &format!("ferry://{authority}/{name}"),
+            destination: &place,
+        },
+    );
+    let transfer = client.pull(&name, &args.dir, options);
+    let (progress, result) = push::follow(transfer, 0, &mut interrupt, output).await;
+    let bytes = progress.total_bytes;
+    match result {
+        Ok(report) => {
+            push::tell_done(&report, Way::Pull, &place, output);
+            Ok(())
+        }
+        Err(Error::Interrupted) => Err(push::tell_stopped(&progress, bytes, &place, output)),
+        Err(error) if error.is_retryable() => {
+            if progress.durable_bytes > 0 {
+                output.talk(&push::safe_words("cut off", &progress, bytes, &place));
+            }
+            Err(Failure::leaving(error, push::left(&progress, bytes)))
+        }
+        Err(error) if error.code() == ErrorCode::NoSpace && args.max_bytes > 0 => {
+            let hint = "raise --max-bytes, or take a part of it with --include; or free space here";
+            Err(Failure::with_hint(error, hint))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

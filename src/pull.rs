@@ -1,0 +1,514 @@
+//! Pull: the receiver dials. It takes in what a server sends with the very code by which
+//! a server takes in a push, and trusts the server no more than that one trusts a client.
+
+use crate::{
+    checkpoint::local_target,
+    client::{Client, is_retryable},
+    error::Error,
+    opening::machine_id,
+    options::{BUDGET_BYTES_MIN, CHUNKS_PER_LANE, LANES_MAX, Lanes, PushOptions, RateLimit},
+    plan::{CHUNK_LEN_DEFAULT, CheckpointName, Digest16, first_16},
+    protocol::{
+        Done, Layout, NpyDtype, Open, OutFormat, ProtocolError, PullFirst, PullOpen, Reason,
+    },
+    server::{Receiving, Server},
+    session::{
+        ProgressCell, ReceiveContext, SendError, SessionError, Stage, Task, Terms, cancelled,
+        receive, status_error,
+    },
+    store::{Catalog, Manifest},
+    transfer::{Transfer, TransferReport},
+    wire::{LaneSender, PULL_PATH, encode_message, encode_pull_first},
+};
+use bytes::Bytes;
+use http_body::Frame;
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tonic::{Status, body::Body};
+
+/// Lanes that are offered when the user leaves their number open.
+const AUTO_LANES: u32 = 4;
+/// A server that opens a large checkpoint may need some time before it speaks.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// After the end the server has this long to end the call.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause before a lane is offered again, and before the next attempt at first.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause between attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+
+/// How a checkpoint is pulled.
+///
+/// ```
+/// use tensorferry::PullOptions;
+///
+/// let mut options = PullOptions::default();
+/// options.include = vec!["decoder/*".to_owned()];
+/// options.transfer.overwrite = true;
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct PullOptions {
+    /// How it travels and what it becomes, as in a push. How the source is read is the
+    /// server's affair; a rate is a number of bytes here, not a file.
+    pub transfer: PushOptions,
+    /// Take only tensors with names like one of these; all when there are none.
+    pub include: Vec<String>,
+    /// Leave these out.
+    pub exclude: Vec<String>,
+    /// Refuse a checkpoint of more raw bytes, before anything of it arrives.
+    pub max_bytes: Option<u64>,
+}
+
+impl Client {
+    /// Pulls a checkpoint of the server into a folder of this machine, reconnecting as long
+    /// as that helps. It begins at once, in a task of its own. The same call made again goes
+    /// on from what is durable in the folder's place.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// ```
+    /// use tensorferry::{Checkpoint, Client, PullOptions, PushOptions, Server, SourceSet};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temp = tempfile::tempdir()?;
+    /// # let model = temp.path().join("w.npy");
+    /// # let header = tensorferry::format::npy::encode_header("<f4", false, &[4]);
+    /// # std::fs::write(&model, [header, vec![7; 16]].concat())?;
+    /// # let server = Server::builder(temp.path().join("root")).bind(([127, 0, 0, 1], 0).into()).await?;
+    /// let client = Client::new(&server.local_addr().to_string())?;
+    /// # tokio::spawn(server.serve(std::future::pending()));
+    /// # let source = SourceSet::open(&[model], &Default::default())?;
+    /// # client.push(source, &"run7".parse()?, PushOptions::default()).await?;
+    /// let folder = temp.path().join("here");
+    /// let report = client.pull(&"run7".parse()?, &folder, PullOptions::default()).await?;
+    /// assert_eq!((report.tensor_count, report.bytes), (1, 16));
+    /// assert_eq!(Checkpoint::open(&folder)?.info().tensors[0].name, "w");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pull(
+        &self,
+        name: &CheckpointName,
+        folder: impl AsRef<Path>,
+        options: PullOptions,
+    ) -> Transfer {
+        let progress = Arc::new(ProgressCell::default());
+        let (cancel, cancelled) = watch::channel(false);
+        let pull = Pull {
+            client: self.clone(),
+            name: name.clone(),
+            folder: folder.as_ref().to_owned(),
+            options,
+            progress: Arc::clone(&progress),
+            cancel: cancelled,
+        };
+        Transfer::new(Task::spawn(pull.run()), progress, cancel)
+    }
+}
+
+/// One pull with all its attempts.
+struct Pull {
+    client: Client,
+    name: CheckpointName,
+    folder: PathBuf,
+    options: PullOptions,
+    progress: Arc<ProgressCell>,
+    cancel: watch::Receiver<bool>,
+}
+
+/// Where it lands.
+struct Place {
+    parent: PathBuf,
+    local: CheckpointName,
+    transfer_id: Digest16,
+}
+
+impl Pull {
+    async fn run(mut self) -> Result<TransferReport, Error> {
+        let begun = Instant::now();
+        let rate = self.check()?;
+        let place = self.place().await?;
+        let result = self.attempts(&place, rate).await;
+        let parent = place.parent.clone();
+        let cleaned = tokio::task::spawn_blocking(move || {
+            // What is left of one that failed is why it is tried again.
+            Catalog::open(&parent).map(|catalog| catalog.remove_empty_service_dir())
+        });
+        let _ = cleaned.await;
+        let done = result?;
+        self.report(&done, begun, &place).await
+    }
+
+    async fn attempts(&mut self, place: &Place, rate: Option<u64>) -> Result<Done, Error> {
+        let Receiving { context, drain, .. } = self.receiving(place).await?;
+        // Ctrl-C ends a session as the end of a server does: what has come is committed.
+        let mut cancel = self.cancel.clone();
+        let _stopper = Task::spawn(async move {
+            cancelled(&mut cancel).await;
+            let _ = drain.send(true);
+            std::future::pending::<()>().await;
+        });
+        let (mut fruitless, mut restart) = (0, self.options.transfer.restart);
+        loop {
+            let before = self.progress.snapshot();
+            self.progress.update(|p| p.stage = Stage::Connecting);
+            let error = match self.attempt(&context, place, rate, restart).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if *self.cancel.borrow() {
+                return Err(Error::Interrupted);
+            }
+            let after = self.progress.snapshot();
+            let was_accepted = after.session_count > before.session_count;
+            if !error.is_retryable(was_accepted) {
+                return Err(error.into_error(&self.client));
+            }
+            fruitless = match after.durable_bytes > before.durable_bytes {
+                true => 0,
+                false => fruitless + 1,
+            };
+            if fruitless > self.options.transfer.retries {
+                return Err(error.into_error(&self.client));
+            }
+            tracing::info!(%error, attempt = fruitless, "the connection failed; trying again");
+            // What an accepted restart threw away must not be thrown away again.
+            restart &= !was_accepted;
+            self.progress.update(|p| p.stage = Stage::Waiting);
+            let pause = PAUSE.saturating_mul(1 << fruitless.min(10)).min(MAX_PAUSE);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancelled(&mut self.cancel) => return Err(Error::Interrupted),
+            }
+        }
+    }
+
+    fn check(&self) -> Result<Option<u64>, Error> {
+        self.options.transfer.check()?;
+        match self.options.transfer.rate_limit {
+            RateLimit::None => Ok(None),
+            RateLimit::BytesPerSecond(rate) => Ok(Some(rate)),
+            RateLimit::File(_) => Err(Error::Usage(
+                "the rate of a pull is a number: the server keeps it".to_owned(),
+            )),
+        }
+    }
+
+    async fn place(&self) -> Result<Place, Error> {
+        let shown = self.folder.display();
+        let usage = || Error::Usage(format!("{shown} does not name a folder"));
+        let absolute = std::path::absolute(&self.folder).map_err(|_| usage())?;
+        let name = absolute.file_name().and_then(|n| n.to_str());
+        let (Some(name), Some(parent)) = (name, absolute.parent()) else {
+            return Err(usage());
+        };
+        let (local, parent) = (CheckpointName::local(name)?, parent.to_owned());
+        let inner = parent.clone();
+        let outer = tokio::task::spawn_blocking(move || Catalog::enclosing_checkpoint(&inner));
+        if let Some(outer) = outer.await.map_err(|e| Error::Bug(e.to_string()))? {
+            return Err(Error::Usage(format!(
+                "{} is a checkpoint, and none can lie inside another",
+                outer.display()
+            )));
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 pull");
+        let mut field = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        let transfer = &self.options.transfer;
+        field(self.client.authority().as_bytes());
+        field(self.name.as_str().as_bytes());
+        field(&machine_id());
+        field(local_target(&parent, name).as_bytes());
+        field(&[
+            u8::from(transfer.layout == Layout::Indexed),
+            u8::from(transfer.out_format == OutFormat::Safetensors),
+            u8::from(transfer.npy_dtype == NpyDtype::Named),
+        ]);
+        for (kind, globs) in [(b"+", &self.options.include), (b"-", &self.options.exclude)] {
+            for glob in globs {
+                field(kind);
+                field(glob.as_bytes());
+            }
+        }
+        Ok(Place {
+            parent,
+            local,
+            transfer_id: first_16(hasher.finalize()),
+        })
+    }
+
+    /// All that a server has to receive, for one folder.
+    async fn receiving(&self, place: &Place) -> Result<Receiving, Error> {
+        let transfer = &self.options.transfer;
+        let mut receiving = Server::builder(&place.parent)
+            .budget_bytes(transfer.budget_bytes.max(BUDGET_BYTES_MIN))
+            .chunk_len(transfer.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT))
+            .quota_checkpoint(self.options.max_bytes.unwrap_or(0))
+            .prepare()
+            .await?;
+        receiving.context.options.max_lanes = self.lane_count();
+        receiving.context.options.open_timeout = OPEN_TIMEOUT;
+        receiving.context.progress = Some(Arc::clone(&self.progress));
+        Ok(receiving)
+    }
+
+    fn lane_count(&self) -> u32 {
+        let transfer = &self.options.transfer;
+        match transfer.lanes {
+            Lanes::Fixed(count) => count,
+            Lanes::Auto => {
+                let chunk_len = transfer.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT);
+                let held = transfer.budget_bytes / (CHUNKS_PER_LANE * u64::from(chunk_len));
+                AUTO_LANES
+                    .min(u32::try_from(held).unwrap_or(LANES_MAX))
+                    .max(1)
+            }
+        }
+    }
+
+    /// One session, from dialling to its end.
+    async fn attempt(
+        &self,
+        context: &ReceiveContext,
+        place: &Place,
+        rate: Option<u64>,
+        restart: bool,
+    ) -> Result<Done, PullError> {
+        let mut lane_token = [0; 16];
+        getrandom::fill(&mut lane_token).map_err(|e| SendError::Bug(e.to_string()))?;
+        let first = PullFirst::Open(Box::new(PullOpen {
+            checkpoint: self.name.clone(),
+            transfer_id: place.transfer_id,
+            codecs: self.options.transfer.codec.codecs(),
+            include: self.options.include.clone(),
+            exclude: self.options.exclude.clone(),
+            out_format: self.options.transfer.out_format,
+            max_lanes: self.lane_count(),
+            lane_token,
+            rate_bytes_per_second: rate,
+        }));
+        let mut cancel = self.cancel.clone();
+        let dialled = tokio::select! {
+            dialled = dial(&self.client, &first) => dialled?,
+            () = cancelled(&mut cancel) => return Err(SendError::Interrupted.into()),
+        };
+        let terms = self.terms(place, restart);
+        // They end with this attempt.
+        let mut lanes = JoinSet::new();
+        for _ in 1..self.lane_count() {
+            lanes.spawn(keep_offering(
+                self.client.clone(),
+                context.clone(),
+                lane_token,
+            ));
+        }
+        take_in(context, terms, dialled)
+            .await?
+            .ok_or_else(|| SendError::Bug("a control lane without an end".to_owned()).into())
+    }
+
+    /// The server's opening, with this side's names and wishes.
+    fn terms(&self, place: &Place, restart: bool) -> Terms {
+        let transfer = self.options.transfer.clone();
+        let (wire, local) = (self.name.clone(), place.local.clone());
+        let transfer_id = place.transfer_id;
+        Some(Arc::new(move |open: Open| {
+            if open.checkpoint != wire || open.transfer_id != transfer_id {
+                let why = "the server opens another checkpoint than the one that was asked for";
+                return Err(ProtocolError::new(Reason::BadFrame, why));
+            }
+            if open.out_format != transfer.out_format {
+                let why = "the server sends for another kind of file";
+                return Err(ProtocolError::new(Reason::Unsupported, why));
+            }
+            Ok(Open {
+                checkpoint: local.clone(),
+                chunk_len: transfer.chunk_len,
+                commit_mode: transfer.commit_mode,
+                layout: transfer.layout,
+                npy_dtype: transfer.npy_dtype,
+                overwrite: transfer.overwrite,
+                verify: transfer.verify,
+                restart,
+                ..open
+            })
+        }))
+    }
+
+    async fn report(
+        &self,
+        done: &Done,
+        begun: Instant,
+        place: &Place,
+    ) -> Result<TransferReport, Error> {
+        self.progress.end_receiving(done);
+        let folder = place.parent.clone();
+        let local = place.local.clone();
+        let read = tokio::task::spawn_blocking(move || -> Result<Option<Manifest>, Error> {
+            let catalog = Catalog::open(&folder)?;
+            let manifest = catalog.manifest(&local)?.map(|(manifest, _)| manifest);
+            catalog.remove_empty_service_dir();
+            Ok(manifest)
+        });
+        let manifest = read.await.map_err(|e| Error::Bug(e.to_string()))??;
+        let tensor_count = manifest.map_or(0, |m| m.tensors.len() as u64);
+        let progress = self.progress.snapshot();
+        Ok(TransferReport {
+            checkpoint: self.name.to_string(),
+            tensor_count,
+            file_count: done.entry_count.saturating_sub(tensor_count),
+            bytes: done.total_bytes,
+            wire_bytes: progress.wire_bytes,
+            resumed_bytes: progress.resumed_bytes,
+            session_count: progress.session_count,
+            elapsed: begun.elapsed(),
+            durability: done.durability,
+            unchanged: done.unchanged,
+            stages: progress.stages,
+            codecs: Vec::new(),
+        })
+    }
+}
+
+/// A call that has begun: its first frame is on its way.
+struct Dialled {
+    out: LaneSender,
+    body: Body,
+    /// How the server ended the call.
+    status: Arc<Mutex<Option<Status>>>,
+    _keeps: tonic::transport::Channel,
+}
+
+async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> {
+    let (out, response, channel) = client.open_call(PULL_PATH).await?;
+    let closed = |_| SendError::Disconnected {
+        message: "the call is over".to_owned(),
+    };
+    let first = encode_message(&encode_pull_first(first));
+    out.send([first]).await.map_err(closed)?;
+    let status = Arc::default();
+    let body = Body::new(Ended {
+        inner: response.into_body(),
+        status: Arc::clone(&status),
+    });
+    Ok(Dialled {
+        out,
+        body,
+        status,
+        _keeps: channel,
+    })
+}
+
+/// Receives on one lane. What the server says at the end of its call counts more than
+/// that the stream is over.
+async fn take_in(
+    context: &ReceiveContext,
+    terms: Terms,
+    dialled: Dialled,
+) -> Result<Option<Done>, PullError> {
+    let Dialled {
+        out,
+        body,
+        status,
+        _keeps,
+    } = dialled;
+    let result = receive(context.clone(), terms, body, out.clone()).await;
+    let said = status.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match result {
+        Ok(done) => {
+            // The last frame is in the queue of the connection: let it go out.
+            let _ = timeout(FAREWELL_TIMEOUT, out.drained()).await;
+            Ok(done)
+        }
+        Err(error) => match said {
+            Some(status) if status.code() != tonic::Code::Ok => Err(status_error(&status).into()),
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// Offers a further lane as long as the attempt lasts, and another when it is lost.
+async fn keep_offering(client: Client, context: ReceiveContext, token: Digest16) {
+    loop {
+        if let Ok(dialled) = dial(&client, &PullFirst::Join(token)).await {
+            // Why a lane ended is said on the control lane.
+            let _ = take_in(&context, None, dialled).await;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The body of an answer, which keeps how the call ended.
+struct Ended {
+    inner: Body,
+    status: Arc<Mutex<Option<Status>>>,
+}
+
+impl http_body::Body for Ended {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+            && let Some(status) = Status::from_header_map(trailers)
+        {
+            *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        }
+        Poll::Ready(frame)
+    }
+}
+
+/// Why an attempt failed: on the way, or on this side.
+#[derive(Debug, thiserror::Error)]
+enum PullError {
+    #[error(transparent)]
+    Remote(#[from] SendError),
+    #[error(transparent)]
+    Local(#[from] SessionError),
+}
+
+impl PullError {
+    fn is_retryable(&self, was_accepted: bool) -> bool {
+        match self {
+            PullError::Remote(error) => is_retryable(error, was_accepted),
+            PullError::Local(error) => match error {
+                SessionError::Aborted(abort) => abort.reason == Some(Reason::Interrupted),
+                SessionError::Disconnected(_) | SessionError::Idle(_) | SessionError::Slow(_) => {
+                    true
+                }
+                _ => false,
+            },
+        }
+    }
+
+    fn into_error(self, client: &Client) -> Error {
+        match self {
+            PullError::Remote(error) => client.error(error),
+            PullError::Local(SessionError::Store(error)) => error.into(),
+            PullError::Local(SessionError::Disconnected(message)) => {
+                client.error(SendError::Disconnected { message })
+            }
+            PullError::Local(SessionError::Aborted(abort)) => Error::Refused {
+                reason: abort.reason.unwrap_or(Reason::Interrupted),
+                message: abort.message,
+            },
+            PullError::Local(error) => error.into(),
+        }
+    }
+}
