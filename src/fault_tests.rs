@@ -196,6 +196,8 @@ impl Case {
         } else {
             let files = files(scenario, 0);
             write_source(&dir.join("old"), &files);
+            let staging = format!(".tensorferry/transfers/{}/data", name.short_hash());
+            let removed = template.join(staging).join(format!("{REMOVED}.npy"));
             let mut made = false;
             // What a sender that fails has handed over depends on the moment.
             for _ in 0..10 {
@@ -206,14 +208,14 @@ impl Case {
                 done.0.unwrap();
                 made = unfinished(&server.client, &source, &name, scenario).await;
                 server.stop().await;
+                made &= removed.exists();
                 if made {
                     break;
                 }
             }
             assert!(made, "no unfinished transfer was made");
             // Half of it is to be sent again.
-            let staging = format!(".tensorferry/transfers/{}/data", name.short_hash());
-            fs::remove_file(template.join(staging).join(format!("{REMOVED}.npy"))).unwrap();
+            fs::remove_file(removed).unwrap();
             old = Some(files);
         }
         Case {
