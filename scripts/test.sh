@@ -102,6 +102,9 @@ if need_python; then
     part "a stock gRPC client"
     "$python" tests/interop/run.py --binary "$binary"
 
+    part "kills of a pull"
+    "$python" scripts/pull_kills.py --binary "$binary" --workdir "$work" --quick
+
     part "hostile HTTP/2"
     "$python" tests/tools/hostile_h2.py --binary "$binary" --seconds 1
 else

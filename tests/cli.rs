@@ -1129,3 +1129,35 @@ fn an_interrupted_export_leaves_nothing_behind() {
         .collect();
     assert_eq!(left, ["w.npy"]);
 }
+
+#[test]
+fn a_pull_lands_and_says_how_it_ended() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    let serving = Serving::start(temp.path(), "root");
+    let dest = serving.dest("run7");
+    succeed(temp.path(), &["push", "model", &dest]);
+    let human = succeed(temp.path(), &["pull", &dest, "here/run7"]);
+    assert!(human.contains("pulled 3 tensors, 1 file"), "{human}");
+    succeed(temp.path(), &["verify", "here/run7"]);
+    let again = events(&succeed(
+        temp.path(),
+        &["pull", &dest, "here/run7", "--format", "json"],
+    ));
+    assert_eq!(again.last().unwrap()["unchanged"], true);
+
+    let part = ["pull", &dest, "part", "--include", "layer.*"];
+    assert!(succeed(temp.path(), &part).contains("pulled 2 tensors"));
+    let absent = serving.dest("absent");
+    fail(temp.path(), &["pull", &absent, "x"], 3);
+    fail(temp.path(), &["pull", "model", "x"], 2);
+    fail(
+        temp.path(),
+        &["pull", "ferry://127.0.0.1:1/x", "x", "--retries", "0"],
+        5,
+    );
+    let small = fail(temp.path(), &["pull", &dest, "x", "--max-bytes", "1000"], 8);
+    assert!(small.contains("--max-bytes"), "{small}");
+    fail(temp.path(), &["pull", &dest, "model"], 9);
+    assert!(!temp.path().join("x").exists());
+}

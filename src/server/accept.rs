@@ -6,7 +6,7 @@
 //! silent keeps nobody else out, for an honest client speaks as soon as it is
 //! connected.
 
-use crate::loopback::unpace;
+use crate::{loopback::unpace, wire::FileStream};
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -93,7 +93,7 @@ impl Stream for Incoming {
                     match Open::enter(&this.open, share_of(address)) {
                         Some(place) => {
                             return Poll::Ready(Some(Ok(Connection {
-                                stream,
+                                stream: FileStream::new(stream),
                                 unread: PREFACE,
                                 _place: place,
                             })));
@@ -190,7 +190,8 @@ impl Drop for Place {
 /// A connection whose preface was read, and is read again by the HTTP server.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    /// What a pull sends out of maps of files need not be copied.
+    stream: FileStream,
     unread: &'static [u8],
     _place: Place,
 }
@@ -199,7 +200,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.stream.tcp().connect_info()
     }
 }
 

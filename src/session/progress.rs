@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -68,6 +68,8 @@ pub(crate) struct ProgressCell {
     codecs: AtomicU32,
     /// Of the session under way.
     stages: Mutex<Option<SendStages>>,
+    /// Raw bytes of cells that came and were written, where this side receives.
+    received_bytes: AtomicU64,
     /// Bytes that were heard before the session under way, where this side receives.
     heard_before: Mutex<u64>,
 }
@@ -152,9 +154,6 @@ impl ProgressCell {
         self.update(|p| {
             p.stage = Stage::Sending;
             p.total_bytes = total_bytes;
-            if p.session_count == 0 {
-                p.resumed_bytes = accept.durable_bytes;
-            }
             p.session_count += 1;
             p.durability = Some(accept.durability);
             p.durable_bytes = p.durable_bytes.max(accept.durable_bytes);
@@ -178,16 +177,20 @@ impl ProgressCell {
         });
     }
 
-    /// What was received is published.
+    /// A cell of so many raw bytes came and was written.
+    pub(super) fn count_received(&self, raw_bytes: u64) {
+        self.received_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
+    }
+
+    /// What was received is published. What did not come in this call had been there.
     pub(crate) fn end_receiving(&self, done: &Done) {
+        let received_bytes = self.received_bytes.load(Ordering::Relaxed);
         self.update(|p| {
             p.stage = Stage::Done;
             p.total_bytes = done.total_bytes;
             p.durable_bytes = done.total_bytes;
             p.settled_bytes = done.total_bytes;
-            if done.unchanged {
-                p.resumed_bytes = done.total_bytes;
-            }
+            p.resumed_bytes = done.total_bytes.saturating_sub(received_bytes);
             p.durability = Some(done.durability);
         });
     }

@@ -37,6 +37,11 @@ impl FileStream {
         FileStream { tcp, copies: false }
     }
 
+    /// The connection itself.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// Where a run lies that is worth it.
     fn file_run(&self, bytes: &[u8]) -> Option<(Arc<File>, u64)> {
         match bytes.len() >= MIN_RUN_LEN && !self.copies {

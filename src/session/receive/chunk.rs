@@ -213,7 +213,12 @@ fn place(session: &Arc<Session>, write: Write) {
         return session.core().written(written, Instant::now());
     }
     match session.staging.files().write(placement, raw.parts()) {
-        Ok(written) => session.core().written(written, Instant::now()),
+        Ok(written) => {
+            if let Some(progress) = &session.progress {
+                progress.count_received(raw.len() as u64);
+            }
+            session.core().written(written, Instant::now());
+        }
         Err((placement, error)) => {
             session.core().abandon(placement);
             session.fail(error);
