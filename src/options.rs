@@ -15,7 +15,7 @@ pub const BUDGET_BYTES_DEFAULT: u64 = 128 << 20;
 /// travels and one that is made ready.
 pub(crate) const CHUNKS_PER_LANE: u64 = 2;
 /// Least rate of a push, in bytes a second: twice what a server asks of a sender.
-const RATE_MIN: u64 = 128 << 10;
+pub(crate) const RATE_MIN: u64 = 128 << 10;
 /// Most connections of a push.
 pub const LANES_MAX: u32 = 16;
 /// Least memory of a server, in bytes: the longest chunk that a sender may ask for.

@@ -40,6 +40,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause before a lane is offered again, and before the next attempt at first.
 const PAUSE: Duration = Duration::from_millis(200);
+/// A pull that was dropped lets go of its name within this time.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest pause between attempts.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
@@ -129,7 +131,6 @@ struct Pull {
 struct Place {
     parent: PathBuf,
     local: CheckpointName,
-    transfer_id: Digest16,
 }
 
 impl Pull {
@@ -150,6 +151,7 @@ impl Pull {
 
     async fn attempts(&mut self, place: &Place, rate: Option<u64>) -> Result<Done, Error> {
         let Receiving { context, drain, .. } = self.receiving(place).await?;
+        let transfer_id = self.transfer_id(place);
         // Ctrl-C ends a session as the end of a server does: what has come is committed.
         let mut cancel = self.cancel.clone();
         let _stopper = Task::spawn(async move {
@@ -158,10 +160,14 @@ impl Pull {
             std::future::pending::<()>().await;
         });
         let (mut fruitless, mut restart) = (0, self.options.transfer.restart);
+        let begun = Instant::now();
         loop {
             let before = self.progress.snapshot();
             self.progress.update(|p| p.stage = Stage::Connecting);
-            let error = match self.attempt(&context, place, rate, restart).await {
+            let error = match self
+                .attempt(&context, place, transfer_id, rate, restart)
+                .await
+            {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -170,6 +176,10 @@ impl Pull {
             }
             let after = self.progress.snapshot();
             let was_accepted = after.session_count > before.session_count;
+            if error.is_locked() && begun.elapsed() < LOCK_PATIENCE {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
             if !error.is_retryable(was_accepted) {
                 return Err(error.into_error(&self.client));
             }
@@ -194,6 +204,10 @@ impl Pull {
 
     fn check(&self) -> Result<Option<u64>, Error> {
         self.options.transfer.check()?;
+        if self.options.max_bytes == Some(0) {
+            let why = "0 as the most bytes of a pull allows nothing";
+            return Err(Error::Usage(why.to_owned()));
+        }
         match self.options.transfer.rate_limit {
             RateLimit::None => Ok(None),
             RateLimit::BytesPerSecond(rate) => Ok(Some(rate)),
@@ -220,6 +234,12 @@ impl Pull {
                 outer.display()
             )));
         }
+        Ok(Place { parent, local })
+    }
+
+    /// Stands for this work in every session of it. The parent exists by now, so that it has
+    /// one name only.
+    fn transfer_id(&self, place: &Place) -> Digest16 {
         let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 pull");
         let mut field = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -229,7 +249,7 @@ impl Pull {
         field(self.client.authority().as_bytes());
         field(self.name.as_str().as_bytes());
         field(&machine_id());
-        field(local_target(&parent, name).as_bytes());
+        field(local_target(&place.parent, place.local.as_str()).as_bytes());
         field(&[
             u8::from(transfer.layout == Layout::Indexed),
             u8::from(transfer.out_format == OutFormat::Safetensors),
@@ -241,11 +261,7 @@ impl Pull {
                 field(glob.as_bytes());
             }
         }
-        Ok(Place {
-            parent,
-            local,
-            transfer_id: first_16(hasher.finalize()),
-        })
+        first_16(hasher.finalize())
     }
 
     /// All that a server has to receive, for one folder.
@@ -282,6 +298,7 @@ impl Pull {
         &self,
         context: &ReceiveContext,
         place: &Place,
+        transfer_id: Digest16,
         rate: Option<u64>,
         restart: bool,
     ) -> Result<Done, PullError> {
@@ -289,7 +306,7 @@ impl Pull {
         getrandom::fill(&mut lane_token).map_err(|e| SendError::Bug(e.to_string()))?;
         let first = PullFirst::Open(Box::new(PullOpen {
             checkpoint: self.name.clone(),
-            transfer_id: place.transfer_id,
+            transfer_id,
             codecs: self.options.transfer.codec.codecs(),
             include: self.options.include.clone(),
             exclude: self.options.exclude.clone(),
@@ -303,7 +320,7 @@ impl Pull {
             dialled = dial(&self.client, &first) => dialled?,
             () = cancelled(&mut cancel) => return Err(SendError::Interrupted.into()),
         };
-        let terms = self.terms(place, restart);
+        let terms = self.terms(place, transfer_id, restart);
         // They end with this attempt.
         let mut lanes = JoinSet::new();
         for _ in 1..self.lane_count() {
@@ -319,10 +336,9 @@ impl Pull {
     }
 
     /// The server's opening, with this side's names and wishes.
-    fn terms(&self, place: &Place, restart: bool) -> Terms {
+    fn terms(&self, place: &Place, transfer_id: Digest16, restart: bool) -> Terms {
         let transfer = self.options.transfer.clone();
         let (wire, local) = (self.name.clone(), place.local.clone());
-        let transfer_id = place.transfer_id;
         Some(Arc::new(move |open: Open| {
             if open.checkpoint != wire || open.transfer_id != transfer_id {
                 let why = "the server opens another checkpoint than the one that was asked for";
@@ -391,7 +407,10 @@ struct Dialled {
 }
 
 async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> {
-    let (out, response, channel) = client.open_call(PULL_PATH).await?;
+    let opened = timeout(OPEN_TIMEOUT, client.open_call(PULL_PATH)).await;
+    let (out, response, channel) = opened.map_err(|_| SendError::Disconnected {
+        message: format!("no answer to the call for {} s", OPEN_TIMEOUT.as_secs()),
+    })??;
     let closed = |_| SendError::Disconnected {
         message: "the call is over".to_owned(),
     };
@@ -439,13 +458,26 @@ async fn take_in(
 }
 
 /// Offers a further lane as long as the attempt lasts, and another when it is lost.
-async fn keep_offering(client: Client, context: ReceiveContext, token: Digest16) {
+async fn keep_offering(client: Client, mut context: ReceiveContext, token: Digest16) {
+    // It may wait as long as the attempt lasts.
+    context.options.open_timeout = Duration::MAX;
+    // A lane joins; what is to be received is said on the control lane and nowhere else.
+    let terms: Terms = Some(Arc::new(|_| {
+        let why = "a lane that was offered opens a session";
+        Err(ProtocolError::new(Reason::BadFrame, why))
+    }));
+    let mut pause = PAUSE;
     loop {
+        let begun = Instant::now();
         if let Ok(dialled) = dial(&client, &PullFirst::Join(token)).await {
             // Why a lane ended is said on the control lane.
-            let _ = take_in(&context, None, dialled).await;
+            let _ = take_in(&context, terms.clone(), dialled).await;
         }
-        tokio::time::sleep(PAUSE).await;
+        pause = match begun.elapsed() > MAX_PAUSE {
+            true => PAUSE,
+            false => (pause * 2).min(MAX_PAUSE),
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -486,14 +518,30 @@ enum PullError {
 impl PullError {
     fn is_retryable(&self, was_accepted: bool) -> bool {
         match self {
+            // What took its place is pulled instead.
+            PullError::Remote(SendError::Refused {
+                reason: Reason::SourceChanged,
+                ..
+            }) => true,
             PullError::Remote(error) => is_retryable(error, was_accepted),
             PullError::Local(error) => match error {
-                SessionError::Aborted(abort) => abort.reason == Some(Reason::Interrupted),
+                SessionError::Aborted(abort) => matches!(
+                    abort.reason,
+                    Some(Reason::Interrupted | Reason::SourceChanged)
+                ),
                 SessionError::Disconnected(_) | SessionError::Idle(_) | SessionError::Slow(_) => {
                     true
                 }
                 _ => false,
             },
+        }
+    }
+
+    /// Another receiver of this process may be about to let go of the name.
+    fn is_locked(&self) -> bool {
+        match self {
+            PullError::Local(SessionError::Store(error)) => error.reason() == Reason::Locked,
+            _ => false,
         }
     }
 

@@ -236,7 +236,14 @@ async fn what_cannot_be_pulled_is_refused_and_leaves_nothing() {
 type Script = dyn Fn(&pb::PullOpen) -> Vec<pb::SenderFrame> + Send + Sync;
 
 /// A server that says whatever a test wants in the answer to a pull.
-struct Liar(Arc<Script>);
+struct Liar {
+    script: Arc<Script>,
+    /// What it says on every lane that is offered.
+    on_lane: Arc<Vec<pb::SenderFrame>>,
+}
+
+/// A liar waits so long for an answer.
+const ANSWER: Duration = Duration::from_millis(50);
 
 type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -257,15 +264,19 @@ impl Ferry for Liar {
         request: Request<Streaming<pb::ReceiverFrame>>,
     ) -> Result<Response<Self::PullStream>, Status> {
         let mut heard = request.into_inner();
-        let script = Arc::clone(&self.0);
+        let (script, on_lane) = (Arc::clone(&self.script), Arc::clone(&self.on_lane));
         let (tell, told) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move {
             let first = heard.message().await.ok().flatten().and_then(|f| f.control);
-            let Some(pb::receiver_frame::Control::Open(open)) = first else {
-                return;
+            let frames = match first {
+                Some(pb::receiver_frame::Control::Open(open)) => script(&open),
+                Some(pb::receiver_frame::Control::Join(_)) => on_lane.as_ref().clone(),
+                _ => return,
             };
-            for frame in script(&open) {
+            for frame in frames {
                 let _ = tell.send(Ok(frame)).await;
+                // What comes next may be meant as an answer.
+                let _ = tokio::time::timeout(ANSWER, heard.message()).await;
             }
             // Listens to the end, as an honest sender would.
             while heard.message().await.is_ok_and(|frame| frame.is_some()) {}
@@ -307,9 +318,20 @@ async fn lie(
     temp: &Path,
     script: impl Fn(&pb::PullOpen) -> Vec<pb::SenderFrame> + Send + Sync + 'static,
 ) -> Error {
+    lie_on_lanes(temp, script, Vec::new()).await
+}
+
+async fn lie_on_lanes(
+    temp: &Path,
+    script: impl Fn(&pb::PullOpen) -> Vec<pb::SenderFrame> + Send + Sync + 'static,
+    on_lane: Vec<pb::SenderFrame>,
+) -> Error {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let liar = FerryServer::new(Liar(Arc::new(script)));
+    let liar = FerryServer::new(Liar {
+        script: Arc::new(script),
+        on_lane: Arc::new(on_lane),
+    });
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let serving = tonic::transport::Server::builder()
         .add_service(liar)
@@ -427,6 +449,58 @@ async fn a_server_that_lies_gets_nowhere() {
         whole(open, &load)
     });
     assert_eq!(error.await.code(), ErrorCode::NoSpace);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_was_offered_opens_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let victim = temp.path().join("inner/victim");
+    fs::create_dir_all(&victim).unwrap();
+    fs::write(victim.join("mine"), "").unwrap();
+    let load = Load::of(vec![tensor("w", CHUNK)]);
+    let open = pb::SenderOpen {
+        overwrite: true,
+        restart: true,
+        ..load.open("planted", [7; 16])
+    };
+    let on_lane = vec![
+        frame_open(open),
+        load.announcement(),
+        load.chunk(0, 0),
+        frame_finish(load.finish()),
+    ];
+    // On the control lane it says nothing until the others had their time.
+    let script = |asked: &pb::PullOpen| {
+        std::thread::sleep(Duration::from_millis(1500));
+        let load = Load::of(vec![tensor("w", CHUNK)]);
+        let open = pb::SenderOpen {
+            checkpoint: "other".to_owned(),
+            ..opening(&load, asked)
+        };
+        vec![frame_open(open)]
+    };
+    lie_on_lanes(temp.path(), script, on_lane).await;
+    assert!(!temp.path().join("inner/planted").exists());
+    assert!(victim.join("mine").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_was_dropped_lets_go_of_its_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(&temp.path().join("root")).await;
+    publish(&server, temp.path(), "a", false).await;
+    let relay = relay::start_back(server.address, LARGE / 2, Then::Stall);
+    let folder = temp.path().join("here");
+    let client = Client::new(&relay.to_string()).unwrap();
+    let transfer = client.pull(&name("run"), &folder, options());
+    while transfer.progress().durable_bytes == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(transfer);
+    let report = client.pull(&name("run"), &folder, options()).await.unwrap();
+    assert!(report.resumed_bytes > 0, "{report:?}");
+    assert!(report.wire_bytes >= report.bytes - report.resumed_bytes);
+    assert_landed(&folder, "a");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt, symlink},
 };
 use tensorferry::{
-    Embedded, Error, ErrorCode,
+    Embedded, Error, ErrorCode, PullOptions,
     format::{checksum::crc32c, npy::encode_header},
     plan::CheckpointName,
     protocol::{CommitMode, Durability, Layout},
@@ -491,6 +491,39 @@ async fn s19_a_local_folder_is_pushed_into_in_the_same_way() {
         fs::read(folder.join("a.npy")).unwrap(),
         fs::read(dir.join("a.npy")).unwrap()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s20_a_pull_lands_what_stands_on_the_server_and_the_new_one_when_that_is_replaced() {
+    let (temp, dir) = (tempfile::tempdir().unwrap(), source_dir("s20"));
+    let server = TestServer::start(&temp.path().join("root")).await;
+    push_plain(&server, &dir).await;
+    let published: Vec<_> = server.client().list("").await.unwrap();
+    let run = name(&published[0].name);
+    let folder = temp.path().join("here/run");
+    for (fill, unchanged) in [(None, false), (None, true), (Some(9u8), false)] {
+        if let Some(fill) = fill {
+            fs::write(dir.join("config.json"), [fill; 40]).unwrap();
+            let mut options = defaults();
+            options.overwrite = true;
+            let pushed = server.client().push(open_source(&dir), &run, options);
+            pushed.await.unwrap();
+        }
+        let mut options = PullOptions::default();
+        options.transfer = defaults();
+        options.transfer.overwrite = fill.is_some();
+        let report = server.client().pull(&run, &folder, options).await.unwrap();
+        assert_eq!(report.unchanged, unchanged);
+        for file in ["a.npy", "b.npy"] {
+            assert_eq!(
+                fs::read(folder.join(file)).unwrap(),
+                fs::read(dir.join(file)).unwrap()
+            );
+        }
+        let side = fs::read(folder.join("files/config.json")).unwrap();
+        assert_eq!(side, fs::read(dir.join("config.json")).unwrap());
+        assert!(!temp.path().join("here/.tensorferry").exists());
+    }
 }
 
 #[test]

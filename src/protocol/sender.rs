@@ -82,6 +82,8 @@ struct Sending {
     durable: RangeSet,
     /// In some answer, as wanted or held.
     asked: RangeSet,
+    /// It stands in the queue of those with work, once: a receiver must not make that long.
+    is_ready: bool,
 }
 
 impl Sending {
@@ -160,6 +162,7 @@ impl Sender {
             rechecking: RangeSet::new(),
             durable: RangeSet::new(),
             asked: RangeSet::new(),
+            is_ready: false,
         });
     }
 
@@ -257,7 +260,17 @@ impl Sender {
             self.progress.settled_bytes += len;
         } else {
             entry.pending.insert(range);
-            self.ready.push_back(cell.entry);
+            self.make_ready(cell.entry);
+        }
+    }
+
+    /// An entry has cells to be sent or compared.
+    fn make_ready(&mut self, number: u32) {
+        if let Some(entry) = self.entries.get_mut(number as usize)
+            && !entry.is_ready
+        {
+            entry.is_ready = true;
+            self.ready.push_back(number);
         }
     }
 
@@ -305,7 +318,7 @@ impl Sender {
             entry.comparing.subtract(&wanted.wanted);
             entry.pending.union_with(&wanted.wanted);
             self.comparing_count -= wanted.wanted.count();
-            self.ready.push_back(wanted.entry);
+            self.make_ready(wanted.entry);
             return Ok(());
         }
         for set in [&wanted.wanted, &wanted.held] {
@@ -330,7 +343,7 @@ impl Sender {
         }
         self.open_cells += wanted.wanted.count() + wanted.held.count();
         if has_work {
-            self.ready.push_back(wanted.entry);
+            self.make_ready(wanted.entry);
         }
         let bytes = self.bytes_of(wanted.entry, &at_start);
         self.progress.durable_bytes += self.bytes_of(wanted.entry, &fresh);
@@ -535,6 +548,7 @@ impl Sender {
                 // Too many cells are under comparison already.
                 return None;
             }
+            entry.is_ready = false;
             self.ready.pop_front();
         }
         None
@@ -593,5 +607,41 @@ impl Sender {
     #[cfg(any(test, feature = "__internals"))]
     pub(crate) fn durable_cells(&self) -> impl Iterator<Item = &RangeSet> {
         self.entries.iter().map(|entry| &entry.durable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{format::Dtype, plan::CHUNK_LEN_MIN};
+
+    #[test]
+    fn a_receiver_that_asks_again_and_again_makes_nothing_grow() {
+        let config = SenderConfig {
+            grid: Grid::new(CHUNK_LEN_MIN).unwrap(),
+            window_bytes: 1,
+        };
+        let mut sender = Sender::new(config, None);
+        let len = 4 * u64::from(CHUNK_LEN_MIN);
+        sender.add(EntryHeader::tensor("t", Dtype::U8, &[len]).unwrap());
+        sender.seal();
+        sender.poll();
+        let ask = |wanted, last| ReceiverFrame {
+            wanted: vec![Wanted {
+                entry: 0,
+                wanted,
+                held: RangeSet::new(),
+                last,
+            }],
+            ..ReceiverFrame::default()
+        };
+        sender.handle(0, &ask(RangeSet::of(0..4), false)).unwrap();
+        for last in [false, true, false] {
+            // Nothing is wanted, which is no offence.
+            for _ in 0..if last { 1 } else { 1000 } {
+                sender.handle(0, &ask(RangeSet::new(), last)).unwrap();
+            }
+            assert_eq!(sender.ready.len(), 1);
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     opening::open_of_set,
-    options::{LANES_MAX, Lanes, PushOptions},
+    options::{LANES_MAX, Lanes, PushOptions, RATE_MIN},
     plan::{CheckpointName, Digest16, first_16},
     protocol::{
         MAX_CONTROL_BYTES, ManifestPromise, Open, OutFormat, ProtocolError, PullFirst, PullOpen,
@@ -21,18 +21,24 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, oneshot, watch},
     time::timeout,
 };
 use tonic::{Streaming, body::Body};
 
 /// The first frame of a call comes within this time.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A pull in which nothing moves for so long ends. Reading everything back before it is
+/// published may take the receiver a while.
+const STALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// Times that a checkpoint is opened which is replaced in that moment.
+const MAX_OPENINGS: u32 = 3;
 /// Pulls at a time; each may hold `budget_bytes`.
 pub(crate) const MAX_PULLS: usize = 16;
 
@@ -52,7 +58,7 @@ pub(crate) struct OfferContext {
     pub(crate) draining: watch::Receiver<bool>,
 }
 
-type ByToken = HashMap<Digest16, mpsc::Sender<SendLane>>;
+type ByToken = HashMap<Digest16, Arc<Waiting>>;
 
 /// Where lanes of running pulls are handed over, by token. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -60,42 +66,95 @@ pub(crate) struct OfferedLanes {
     by_token: Arc<Mutex<ByToken>>,
 }
 
-/// The place of a pull among those that take lanes; dropping it ends that.
+/// Lanes of one pull that nobody has taken yet.
+#[derive(Default)]
+struct Waiting {
+    lanes: Mutex<Vec<SendLane>>,
+    came: Notify,
+}
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiting").finish_non_exhaustive()
+    }
+}
+
+impl Waiting {
+    /// Those that are still there.
+    fn lanes(&self) -> MutexGuard<'_, Vec<SendLane>> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.retain(|lane| !lane.out.is_closed());
+        lanes
+    }
+
+    fn give(&self, lane: SendLane) -> Result<(), ProtocolError> {
+        let mut lanes = self.lanes();
+        if lanes.len() >= LANES_MAX as usize {
+            let why = "enough lanes are waiting";
+            return Err(ProtocolError::new(Reason::TooMany, why));
+        }
+        lanes.push(lane);
+        self.came.notify_one();
+        Ok(())
+    }
+
+    /// The oldest one, once there is one.
+    async fn take(&self) -> SendLane {
+        loop {
+            {
+                let mut lanes = self.lanes();
+                if !lanes.is_empty() {
+                    let lane = lanes.remove(0);
+                    if !lanes.is_empty() {
+                        self.came.notify_one();
+                    }
+                    return lane;
+                }
+            }
+            self.came.notified().await;
+        }
+    }
+}
+
+/// The place of a pull among those that take lanes; dropping it ends that, and what
+/// waits there.
 struct Listed {
     lanes: OfferedLanes,
     token: Digest16,
+    waiting: Arc<Waiting>,
 }
 
 impl OfferedLanes {
-    fn add(&self, token: Digest16) -> Result<(Listed, mpsc::Receiver<SendLane>), ProtocolError> {
-        let (give, take) = mpsc::channel(LANES_MAX as usize);
-        let mut by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+    fn by_token(&self) -> MutexGuard<'_, ByToken> {
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, token: Digest16) -> Result<Listed, ProtocolError> {
+        let waiting = Arc::new(Waiting::default());
+        let mut by_token = self.by_token();
         if by_token.contains_key(&token) {
             let why = "a pull with this lane token is running";
             return Err(ProtocolError::new(Reason::Locked, why));
         }
-        by_token.insert(token, give);
-        drop(by_token);
-        let lanes = self.clone();
-        Ok((Listed { lanes, token }, take))
+        by_token.insert(token, Arc::clone(&waiting));
+        Ok(Listed {
+            lanes: self.clone(),
+            token,
+            waiting,
+        })
     }
 
-    fn get(&self, token: &Digest16) -> Result<mpsc::Sender<SendLane>, ProtocolError> {
-        let by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+    fn get(&self, token: &Digest16) -> Result<Arc<Waiting>, ProtocolError> {
         let why = "no pull of this token is running";
-        let found = by_token.get(token).cloned();
+        let found = self.by_token().get(token).cloned();
         found.ok_or_else(|| ProtocolError::new(Reason::NotFound, why))
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        let mut by_token = self
-            .lanes
-            .by_token
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        by_token.remove(&self.token);
+        self.lanes.by_token().remove(&self.token);
+        self.waiting.lanes().clear();
     }
 }
 
@@ -123,10 +182,7 @@ pub(crate) async fn offer(
     match first {
         PullFirst::Open(open) => serve(context, *open, lane).await,
         PullFirst::Join(token) => {
-            let full = || ProtocolError::new(Reason::TooMany, "enough lanes are waiting");
-            let give = context.lanes.get(&token)?;
-            give.try_send(lane).map_err(|_| full())?;
-            drop(give);
+            context.lanes.get(&token)?.give(lane)?;
             let _ = over.await;
             Ok(())
         }
@@ -142,7 +198,7 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         let why = "the server serves as many pulls as it takes; try again later";
         return Err(ProtocolError::new(Reason::TooMany, why).into());
     };
-    let (_listed, lanes) = context.lanes.add(wanted.lane_token)?;
+    let listed = context.lanes.add(wanted.lane_token)?;
     let (source, open) = {
         let context = context.clone();
         let wanted = wanted.clone();
@@ -150,11 +206,12 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         opened.await.map_err(|e| SendError::Bug(e.to_string()))??
     };
     let throttle = Throttle::new(None);
-    throttle.set_rate(wanted.rate_bytes_per_second);
+    throttle.set_rate(wanted.rate_bytes_per_second.map(|rate| rate.max(RATE_MIN)));
     let defaults = PushOptions::default();
+    let progress = Arc::new(ProgressCell::default());
     let session = SendContext {
         source: Supply::Complete(source),
-        connect: taking(lanes),
+        connect: taking(Arc::clone(&listed.waiting)),
         lanes: match wanted.max_lanes {
             1 => Lanes::Fixed(1),
             _ => Lanes::Auto,
@@ -164,55 +221,96 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         read_mode: defaults.read_mode,
         rehearsal: None,
         budget_bytes: context.budget_bytes,
-        progress: Arc::new(ProgressCell::default()),
+        progress: Arc::clone(&progress),
         cancel: context.draining.clone(),
     };
     tracing::info!(checkpoint = %wanted.checkpoint, "a pull was opened");
-    Box::pin(send(session, &open, lane)).await.map(drop)
+    tokio::select! {
+        sent = Box::pin(send(session, &open, lane)) => sent.map(drop),
+        () = stalled(&progress) => {
+            let why = format!("nothing moved for {} s", STALL_TIMEOUT.as_secs());
+            Err(ProtocolError::new(Reason::Idle, why).into())
+        }
+    }
 }
 
 /// Lanes are not made here but taken as they are offered.
-fn taking(lanes: mpsc::Receiver<SendLane>) -> Connect {
-    let lanes = Arc::new(tokio::sync::Mutex::new(lanes));
+fn taking(waiting: Arc<Waiting>) -> Connect {
     Arc::new(move || {
-        let lanes = Arc::clone(&lanes);
-        Box::pin(async move {
-            let lane = lanes.lock().await.recv().await;
-            lane.ok_or_else(|| SendError::Disconnected {
-                message: "no lane is offered any more".to_owned(),
-            })
-        })
+        let waiting = Arc::clone(&waiting);
+        Box::pin(async move { Ok(waiting.take().await) })
     })
 }
 
-/// The checkpoint that is wanted, and how its transfer opens.
+/// Returns once nothing has moved for too long: whoever asks for a checkpoint and takes
+/// nothing must not keep its slot.
+async fn stalled(progress: &ProgressCell) {
+    let moved = || {
+        let now = progress.snapshot();
+        (now.wire_bytes, now.settled_bytes, now.durable_bytes)
+    };
+    let mut last = moved();
+    loop {
+        tokio::time::sleep(STALL_TIMEOUT).await;
+        let now = moved();
+        if now == last {
+            return;
+        }
+        last = now;
+    }
+}
+
+/// The checkpoint that is wanted, and how its transfer opens. One that is replaced in
+/// that moment is opened again: the sums of one must not meet the files of another.
 fn open_source(
     context: &OfferContext,
     wanted: &PullOpen,
 ) -> Result<(Arc<SourceSet>, Open), SendError> {
     let name = &wanted.checkpoint;
-    let (path, manifest) = match context.exports.get(name) {
-        Some(path) => (path.clone(), None),
-        None => {
-            let manifest = context.catalog.manifest(name);
-            let broken = |why: String| ProtocolError::new(Reason::StorageIoError, why);
-            let Some((_, manifest)) = manifest.map_err(|e| broken(e.to_string()))? else {
-                let why = format!("no checkpoint {name} is published here");
-                return Err(ProtocolError::new(Reason::NotFound, why).into());
-            };
-            (context.root.join(name.as_str()), Some(manifest))
-        }
+    if let Some(path) = context.exports.get(name) {
+        return open_path(path, None, wanted);
+    }
+    let manifest = || -> Result<Vec<u8>, ProtocolError> {
+        let read = context.catalog.manifest(name).map_err(|error| {
+            tracing::warn!(%name, %error, "a manifest cannot be read");
+            let why = format!("the manifest of {name} cannot be read; the server's log says why");
+            ProtocolError::new(Reason::StorageIoError, why)
+        })?;
+        let why = || format!("no checkpoint {name} is published here");
+        let absent = || ProtocolError::new(Reason::NotFound, why());
+        read.map(|(_, bytes)| bytes).ok_or_else(absent)
     };
+    let path = context.root.join(name.as_str());
+    let mut before = manifest()?;
+    for _ in 0..MAX_OPENINGS {
+        let opened = open_path(&path, Some(&before), wanted);
+        let after = manifest()?;
+        if after == before {
+            return opened;
+        }
+        before = after;
+    }
+    let why = format!("{name} is replaced again and again");
+    Err(ProtocolError::new(Reason::SourceChanged, why).into())
+}
+
+fn open_path(
+    path: &Path,
+    manifest: Option<&[u8]>,
+    wanted: &PullOpen,
+) -> Result<(Arc<SourceSet>, Open), SendError> {
+    let name = &wanted.checkpoint;
     let mut options = SourceOptions::default();
     (options.include, options.exclude) = (wanted.include.clone(), wanted.exclude.clone());
     let opened = SourceSet::open(&[path], &options);
-    let source = opened.map_err(|error| {
-        let reason = match &error {
-            SourceError::Selection { .. } => Reason::NotFound,
-            SourceError::Changed { .. } => Reason::SourceChanged,
-            _ => Reason::Unsupported,
-        };
-        ProtocolError::new(reason, error.to_string())
+    let source = opened.map_err(|error| match error {
+        SourceError::Selection { .. } => ProtocolError::new(Reason::NotFound, error.to_string()),
+        // Where it lies is nobody's business.
+        _ => {
+            tracing::warn!(%name, %error, "what was to be pulled cannot be opened");
+            let why = format!("{name} cannot be opened; the server's log says why");
+            ProtocolError::new(Reason::Unsupported, why)
+        }
     })?;
     let unfit = |why: String| ProtocolError::new(Reason::Unsupported, why);
     let (source, container_header_len) = match wanted.out_format {
@@ -230,7 +328,7 @@ fn open_source(
         fingerprint: match (manifest, open.manifest) {
             (Some(manifest), ManifestPromise::Complete { entries_digest, .. }) => {
                 let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 published");
-                hasher.update(&manifest).update(&entries_digest);
+                hasher.update(manifest).update(&entries_digest);
                 Some(first_16(hasher.finalize()))
             }
             _ => open.fingerprint,

@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
@@ -60,7 +60,7 @@ pub struct Progress {
 #[derive(Debug, Default)]
 pub(crate) struct ProgressCell {
     now: Mutex<Progress>,
-    /// Cells that travelled in this call, over all its sessions.
+    /// Cells that travelled in this call, over all its sessions, whichever way.
     sent: Mutex<HashMap<u32, RangeSet>>,
     /// Their raw bytes, each cell once.
     sent_bytes: Mutex<u64>,
@@ -68,10 +68,6 @@ pub(crate) struct ProgressCell {
     codecs: AtomicU32,
     /// Of the session under way.
     stages: Mutex<Option<SendStages>>,
-    /// Raw bytes of cells that came and were written, where this side receives.
-    received_bytes: AtomicU64,
-    /// Bytes that were heard before the session under way, where this side receives.
-    heard_before: Mutex<u64>,
 }
 
 impl ProgressCell {
@@ -120,6 +116,12 @@ impl ProgressCell {
 
     /// A cell of `raw_len` bytes goes out as `encoded_len` bytes.
     pub(crate) fn count_sent(&self, cell: CellId, raw_len: u32, encoded_len: u32) {
+        self.count_once(cell, raw_len);
+        self.update(|p| p.wire_bytes += u64::from(encoded_len));
+    }
+
+    /// A cell that travels again counts once.
+    fn count_once(&self, cell: CellId, raw_len: u32) {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let cells = sent.entry(cell.entry).or_default();
         if !cells.contains(cell.cell) {
@@ -129,15 +131,18 @@ impl ProgressCell {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) += u64::from(raw_len);
         }
-        self.update(|p| p.wire_bytes += u64::from(encoded_len));
+    }
+
+    fn travelled_bytes(&self) -> u64 {
+        *self
+            .sent_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Published. What did not travel in this call had been there before.
     pub(crate) fn finish(&self, done: &Done) {
-        let sent_bytes = *self
-            .sent_bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let sent_bytes = self.travelled_bytes();
         self.unfollow(done.stages);
         self.update(|p| {
             p.stage = Stage::Done;
@@ -154,43 +159,46 @@ impl ProgressCell {
         self.update(|p| {
             p.stage = Stage::Sending;
             p.total_bytes = total_bytes;
+            if p.session_count == 0 {
+                p.resumed_bytes = accept.durable_bytes;
+            }
             p.session_count += 1;
             p.durability = Some(accept.durability);
             p.durable_bytes = p.durable_bytes.max(accept.durable_bytes);
         });
-        *self
-            .heard_before
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = self.snapshot().wire_bytes;
     }
 
-    /// It has heard so many bytes in this session, and so many are durable.
-    pub(super) fn receive(&self, durable_bytes: u64, heard_bytes: u64) {
-        let before = *self
-            .heard_before
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// So many bytes came on this side.
+    pub(super) fn count_heard(&self, bytes: u64) {
+        self.update(|p| p.wire_bytes += bytes);
+    }
+
+    /// A cell came on this side and was written.
+    pub(super) fn count_received(&self, cell: CellId, raw_len: u32) {
+        self.count_once(cell, raw_len);
+    }
+
+    /// So many bytes are durable on this side; what came is written at least.
+    pub(super) fn receive(&self, durable_bytes: u64) {
+        let came = self.travelled_bytes();
         self.update(|p| {
-            p.durable_bytes = p.durable_bytes.max(durable_bytes);
-            p.settled_bytes = p.settled_bytes.max(p.durable_bytes);
-            p.wire_bytes = before + heard_bytes;
+            p.durable_bytes = p.durable_bytes.max(durable_bytes).min(p.total_bytes);
+            let there = (p.resumed_bytes + came).max(p.durable_bytes);
+            p.settled_bytes = p.settled_bytes.max(there).min(p.total_bytes);
         });
-    }
-
-    /// A cell of so many raw bytes came and was written.
-    pub(super) fn count_received(&self, raw_bytes: u64) {
-        self.received_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
     }
 
     /// What was received is published. What did not come in this call had been there.
     pub(crate) fn end_receiving(&self, done: &Done) {
-        let received_bytes = self.received_bytes.load(Ordering::Relaxed);
+        let came = self.travelled_bytes();
         self.update(|p| {
             p.stage = Stage::Done;
+            // For what stood there already no session was begun.
+            p.session_count = p.session_count.max(1);
             p.total_bytes = done.total_bytes;
             p.durable_bytes = done.total_bytes;
             p.settled_bytes = done.total_bytes;
-            p.resumed_bytes = done.total_bytes.saturating_sub(received_bytes);
+            p.resumed_bytes = done.total_bytes.saturating_sub(came);
             p.durability = Some(done.durability);
         });
     }

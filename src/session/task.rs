@@ -20,6 +20,11 @@ impl<T: Send + 'static> Task<T> {
 }
 
 impl<T> Task<T> {
+    /// Stops it; it has ended once it is awaited.
+    pub(crate) fn abort(&self) {
+        self.0.abort();
+    }
+
     /// Whether it has ended, in whichever way.
     pub(crate) fn is_finished(&self) -> bool {
         self.0.is_finished()

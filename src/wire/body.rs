@@ -126,6 +126,11 @@ impl LaneSender {
             .map_err(|_| LaneClosed)
     }
 
+    /// Whether the connection takes nothing any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.items.is_closed()
+    }
+
     /// Waits until the connection has taken everything, or is gone. Nobody else may hold
     /// a sender then.
     pub(crate) async fn drained(self) {

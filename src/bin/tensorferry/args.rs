@@ -151,7 +151,8 @@ pub(crate) struct ServeArgs {
     /// 256K to 8M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_chunk_len, env = "TENSORFERRY_CHUNK")]
     pub(crate) chunk: Option<u32>,
-    /// Memory for chunks on their way, all transfers together
+    /// Memory for chunks on their way, all pushes together; each of up to 16 pulls at a
+    /// time may have as much
     #[arg(long, value_name = "SIZE", value_parser = units::parse_budget, default_value = "128M", env = "TENSORFERRY_BUDGET")]
     pub(crate) budget: u64,
     /// How chunks get into their files

@@ -7,6 +7,7 @@ use crate::{
         checksum,
         codec::{self, Codec, CodecError},
     },
+    plan::CellId,
     protocol::{ChunkHead, PipelineStage, Placement, ProtocolError, Reason, Ticket},
     session::{
         buffers::Reserved,
@@ -212,10 +213,14 @@ fn place(session: &Arc<Session>, write: Write) {
         let written = placement.into_written();
         return session.core().written(written, Instant::now());
     }
+    let cell = CellId {
+        entry: placement.slot().number,
+        cell: placement.offset() / u64::from(session.accept.chunk_len),
+    };
     match session.staging.files().write(placement, raw.parts()) {
         Ok(written) => {
             if let Some(progress) = &session.progress {
-                progress.count_received(raw.len() as u64);
+                progress.count_received(cell, raw.len() as u32);
             }
             session.core().written(written, Instant::now());
         }

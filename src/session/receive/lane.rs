@@ -137,6 +137,9 @@ pub(super) async fn run_lane(
             Some(data) => {
                 let heard = data.len() as u64;
                 session.heard_bytes.fetch_add(heard, Ordering::Relaxed);
+                if let Some(progress) = &session.progress {
+                    progress.count_heard(heard);
+                }
                 parser.feed(data);
             }
             None if parser.is_at_boundary() => return Ok(()),

@@ -33,6 +33,7 @@ use super::{
     rehearsal::{Rehearsal, check_open},
     send::cancelled,
     stages::ReceiveStages,
+    task::Task,
 };
 use crate::{
     format::codec,
@@ -155,7 +156,7 @@ impl Session {
     fn tell_progress(&self) {
         if let Some(progress) = &self.progress {
             let durable_bytes = self.core().durable_bytes();
-            progress.receive(durable_bytes, self.heard_bytes.load(Ordering::Relaxed));
+            progress.receive(durable_bytes);
         }
     }
 
@@ -233,9 +234,13 @@ pub(crate) async fn receive(
 ) -> Result<Option<Done>, SessionError> {
     let mut parser = FrameParser::new(MAX_CONTROL_BYTES, MAX_CONTROL_BYTES);
     let patience = context.options.open_timeout;
-    let first = timeout(patience, read_first(&mut body, &mut parser))
-        .await
-        .map_err(|_| SessionError::Idle(patience.as_secs()))??;
+    let mut draining = context.draining.clone();
+    let first = tokio::select! {
+        first = timeout(patience, read_first(&mut body, &mut parser)) => {
+            first.map_err(|_| SessionError::Idle(patience.as_secs()))??
+        }
+        () = cancelled(&mut draining) => return Err(SessionError::Draining),
+    };
     match first {
         First::Open(open) => {
             let session = receive_session(context, terms, *open, body, parser, out);
@@ -359,20 +364,17 @@ async fn receive_session(
     set_limits(&mut parser, chunk_len);
 
     let listed = context.sessions.add(&session);
-    let mut lane = Some(tokio::spawn(run_lane(
-        Arc::clone(&session),
-        0,
-        body,
-        parser,
-    )));
+    // Whoever drops this call drops its lanes too.
+    let _over = Over(Arc::clone(&session));
+    let mut lane = Some(Task::spawn(run_lane(Arc::clone(&session), 0, body, parser)));
     let pace = context.options.pace;
     let result = drive(&session, &out, &seat, &mut draining, &mut lane, pace).await;
     drop(listed);
     session.over.send_replace(true);
     // Dropping the lane's body tells the sender that nothing more is read.
-    if let Some(lane) = lane {
+    if let Some(mut lane) = lane {
         lane.abort();
-        let _ = lane.await;
+        let _ = (&mut lane).await;
     }
     let result = match result {
         Ok(plan) => publish(&session, plan, &out, &seat).await,
@@ -386,6 +388,15 @@ async fn receive_session(
     session.staging.unlock();
     drop(seat);
     result
+}
+
+/// Tells the lanes that joined that the session is over, however it ends.
+struct Over(Arc<Session>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.over.send_replace(true);
+    }
 }
 
 /// Bytes of all entries, where the sender knows them.
@@ -402,7 +413,7 @@ async fn drive(
     out: &LaneSender,
     seat: &Seat,
     draining: &mut watch::Receiver<bool>,
-    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+    lane: &mut Option<Task<Result<(), SessionError>>>,
     limits: PaceLimits,
 ) -> Result<Box<PublishPlan>, SessionError> {
     let mut pace = Pace::new(limits, Instant::now());
@@ -468,7 +479,7 @@ async fn drive(
 
 /// Resolves when the lane ends, once; its handle must not be asked again.
 async fn lane_end(
-    lane: &mut Option<JoinHandle<Result<(), SessionError>>>,
+    lane: &mut Option<Task<Result<(), SessionError>>>,
 ) -> Result<Result<(), SessionError>, tokio::task::JoinError> {
     match lane {
         Some(handle) => {
