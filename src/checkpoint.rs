@@ -6,8 +6,8 @@ mod folder;
 mod info;
 mod verify;
 
-pub(crate) use folder::local_target;
 pub use folder::{discard_folder, list_folder, status_folder};
+pub(crate) use folder::{landing_place, local_target};
 pub use info::{CheckpointInfo, FileInfo, TensorInfo};
 pub use verify::{Damage, VerifyReport};
 

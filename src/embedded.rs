@@ -2,11 +2,10 @@
 //! server that lives only as long as the push.
 
 use crate::{
-    checkpoint::local_target,
+    checkpoint::{landing_place, local_target},
     client::Client,
     error::Error,
     options::{BUDGET_BYTES_MIN, PushOptions},
-    plan::CheckpointName,
     server::Server,
     source::SourceSet,
     store::Catalog,
@@ -62,26 +61,9 @@ impl Embedded {
     /// # Errors
     /// The parent cannot be used, or `folder` has no name of its own.
     pub async fn start(folder: impl AsRef<Path>, budget_bytes: u64) -> Result<Embedded, Error> {
-        let folder = folder.as_ref();
-        let absolute = std::path::absolute(folder)
-            .map_err(|e| Error::Usage(format!("{}: {e}", folder.display())))?;
-        let name = absolute.file_name().and_then(|n| n.to_str());
-        let (Some(name), Some(parent)) = (name, absolute.parent()) else {
-            return Err(Error::Usage(format!(
-                "{} does not name a folder",
-                folder.display()
-            )));
-        };
-        let local = CheckpointName::local(name)?;
-        let parent_dir = parent.to_owned();
-        let outer = tokio::task::spawn_blocking(move || Catalog::enclosing_checkpoint(&parent_dir));
-        if let Some(outer) = outer.await.map_err(|e| Error::Bug(e.to_string()))? {
-            return Err(Error::Usage(format!(
-                "{} is a checkpoint, and none can lie inside another",
-                outer.display()
-            )));
-        }
-        let server = Server::builder(parent)
+        let (parent, local) = landing_place(folder.as_ref()).await?;
+        let name = local.as_str().to_owned();
+        let server = Server::builder(&parent)
             .budget_bytes(budget_bytes.max(BUDGET_BYTES_MIN))
             .alias(WIRE_NAME.parse()?, local)
             .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
@@ -92,8 +74,8 @@ impl Embedded {
             let _ = stopped.await;
         }));
         Ok(Embedded {
-            parent: parent.to_owned(),
-            folder: name.to_owned(),
+            parent,
+            folder: name,
             client,
             stop: Some(stop),
             serving,

@@ -2,7 +2,7 @@
 //! a server takes in a push, and trusts the server no more than that one trusts a client.
 
 use crate::{
-    checkpoint::local_target,
+    checkpoint::{landing_place, local_target},
     client::{Client, is_retryable},
     error::Error,
     opening::machine_id,
@@ -137,7 +137,8 @@ impl Pull {
     async fn run(mut self) -> Result<TransferReport, Error> {
         let begun = Instant::now();
         let rate = self.check()?;
-        let place = self.place().await?;
+        let (parent, local) = landing_place(&self.folder).await?;
+        let place = Place { parent, local };
         let result = self.attempts(&place, rate).await;
         let parent = place.parent.clone();
         let cleaned = tokio::task::spawn_blocking(move || {
@@ -215,26 +216,6 @@ impl Pull {
                 "the rate of a pull is a number: the server keeps it".to_owned(),
             )),
         }
-    }
-
-    async fn place(&self) -> Result<Place, Error> {
-        let shown = self.folder.display();
-        let usage = || Error::Usage(format!("{shown} does not name a folder"));
-        let absolute = std::path::absolute(&self.folder).map_err(|_| usage())?;
-        let name = absolute.file_name().and_then(|n| n.to_str());
-        let (Some(name), Some(parent)) = (name, absolute.parent()) else {
-            return Err(usage());
-        };
-        let (local, parent) = (CheckpointName::local(name)?, parent.to_owned());
-        let inner = parent.clone();
-        let outer = tokio::task::spawn_blocking(move || Catalog::enclosing_checkpoint(&inner));
-        if let Some(outer) = outer.await.map_err(|e| Error::Bug(e.to_string()))? {
-            return Err(Error::Usage(format!(
-                "{} is a checkpoint, and none can lie inside another",
-                outer.display()
-            )));
-        }
-        Ok(Place { parent, local })
     }
 
     /// Stands for this work in every session of it. The parent exists by now, so that it has

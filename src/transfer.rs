@@ -1,4 +1,4 @@
-//! A push under way.
+//! A push or pull under way.
 
 use crate::{
     error::Error,
@@ -26,7 +26,7 @@ pub struct TransferReport {
     pub file_count: u64,
     /// Raw bytes of the checkpoint.
     pub bytes: u64,
-    /// Payload bytes that this call sent.
+    /// Payload bytes that this call sent; of a pull all bytes that came.
     pub wire_bytes: u64,
     /// Raw bytes that were on the receiver already and did not travel.
     pub resumed_bytes: u64,
@@ -45,7 +45,7 @@ pub struct TransferReport {
     pub codecs: Vec<Codec>,
 }
 
-/// A push under way. Await it for its report; dropping it stops the push, and the
+/// A push or pull under way. Await it for its report; dropping it stops it, and the
 /// same call made again goes on from the bytes that are durable by then.
 ///
 /// ```
@@ -85,7 +85,7 @@ pub struct TransferReport {
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "a push stops when its transfer is dropped"]
+#[must_use = "a push or pull stops when its transfer is dropped"]
 pub struct Transfer {
     task: Task<Result<TransferReport, Error>>,
     pub(crate) progress: Arc<ProgressCell>,
@@ -116,7 +116,8 @@ impl Transfer {
     }
 
     /// Asks it to stop in good order: it ends with [`Error::Interrupted`] once the
-    /// receiver has made durable what it has, or after two seconds.
+    /// receiver has made durable what it has, or after two seconds; a pull that publishes
+    /// already does so to the end.
     pub fn cancel(&self) {
         let _ = self.cancel.send(true);
     }

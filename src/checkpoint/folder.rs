@@ -105,6 +105,24 @@ pub(crate) fn local_target(parent: &Path, name: &str) -> String {
     parent.join(name).display().to_string()
 }
 
+/// Where a checkpoint in this folder lies, and what it is called there: not inside another
+/// one.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(crate) async fn landing_place(folder: &Path) -> Result<(PathBuf, CheckpointName), Error> {
+    let (parent, name) = place(folder)?;
+    let inner = parent.clone();
+    let outer = tokio::task::spawn_blocking(move || Catalog::enclosing_checkpoint(&inner));
+    match outer.await.map_err(|e| Error::Bug(e.to_string()))? {
+        Some(outer) => Err(Error::Usage(format!(
+            "{} is a checkpoint, and none can lie inside another",
+            outer.display()
+        ))),
+        None => Ok((parent, name)),
+    }
+}
+
 fn place(folder: &Path) -> Result<(PathBuf, CheckpointName), Error> {
     let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
     let absolute = std::path::absolute(folder).map_err(|_| usage())?;
