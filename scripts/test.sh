@@ -157,6 +157,12 @@ if [ "$what" = all ]; then
             "$large_venv/bin/python" "tests/tools/make_$maker.py" "$work/large/$maker" --large
             "$large_venv/bin/python" tests/tools/check_libraries.py --binary "$binary" "$work/large/$maker"
         done
+        if python_ready; then
+            # Only this environment has Keras, and only the other one what compares.
+            "$large_venv/bin/python" tests/tools/make_formats.py "$work/large/formats" 2>/dev/null
+            keras=$work/large/formats/keras
+            "${landing[@]}" --brief "$keras"/*.keras "$keras"/*.h5 "$keras"/sharded/*.json
+        fi
     else
         not_run "what lands from large libraries (Python packages)"
     fi
