@@ -549,3 +549,102 @@ async fn a_server_that_stops_lets_a_pull_go_on_later() {
     assert_landed(&folder, "a");
     server.stop().await;
 }
+
+/// What a receiver by hand says on one call, each after an answer or a moment; how the
+/// server ends that.
+async fn say(server: &TestServer, frames: Vec<pb::ReceiverFrame>) -> Result<(), Status> {
+    let (tell, told) = tokio::sync::mpsc::channel(4);
+    let told = tokio_stream::wrappers::ReceiverStream::new(told);
+    let answers = server.ferry().await.pull(told).await;
+    let mut answers = answers?.into_inner();
+    for frame in frames {
+        let _ = tell.send(frame).await;
+        if let Ok(answer) = tokio::time::timeout(ANSWER, answers.message()).await {
+            answer?;
+        }
+    }
+    drop(tell);
+    // However much it still sends, it comes to an end.
+    let end = async {
+        while answers.message().await?.is_some() {}
+        Ok(())
+    };
+    tokio::time::timeout(HANG, end).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_lies_harms_nobody() {
+    use pb::receiver_frame::Control;
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(&temp.path().join("root")).await;
+    publish(&server, temp.path(), "a", false).await;
+    let control = |control| pb::ReceiverFrame {
+        control: Some(control),
+        ..Default::default()
+    };
+    let open = |name: &str, token: u8| {
+        control(Control::Open(pb::PullOpen {
+            protocol_version: 1,
+            checkpoint: name.to_owned(),
+            transfer_id: vec![1; 16].into(),
+            codecs: 1,
+            lane_token: vec![token; 16].into(),
+            ..Default::default()
+        }))
+    };
+    let accept = |chunk_len, codecs| {
+        control(Control::Accept(pb::Accept {
+            protocol_version: 1,
+            chunk_len,
+            codecs,
+            durability: pb::Durability::Disk.into(),
+            window_bytes: u64::MAX,
+            session_token: vec![2; 16].into(),
+            epoch: 1,
+            max_lanes: u32::MAX,
+            durable_bytes: u64::MAX,
+        }))
+    };
+    let wanted = |entry, first, count| pb::ReceiverFrame {
+        wanted: vec![pb::Wanted {
+            entry,
+            wanted: vec![pb::CellRange { first, count }],
+            held: Vec::new(),
+            last: true,
+        }],
+        ..Default::default()
+    };
+    let ack = |settled_count| pb::ReceiverFrame {
+        ack: Some(pb::Ack { settled_count }),
+        ..Default::default()
+    };
+    let done = control(Control::Done(pb::Done {
+        manifest_blake3: vec![0; 32].into(),
+        durability: pb::Durability::Disk.into(),
+        ..Default::default()
+    }));
+    let chunk_len = CHUNK as u32;
+    let lies: Vec<Vec<pb::ReceiverFrame>> = vec![
+        vec![pb::ReceiverFrame::default()],
+        vec![accept(chunk_len, 1)],
+        vec![open("../run", 1)],
+        vec![open("run", 1), open("run", 2)],
+        vec![open("run", 1), accept(3, 1)],
+        vec![open("run", 1), accept(u32::MAX, 1)],
+        vec![open("run", 1), accept(chunk_len, 0)],
+        vec![open("run", 1), accept(chunk_len, 1), wanted(0, 1 << 40, 1)],
+        vec![open("run", 1), accept(chunk_len, 1), wanted(9999, 0, 1)],
+        vec![open("run", 1), accept(chunk_len, 1), wanted(0, 0, u64::MAX)],
+        vec![open("run", 1), accept(chunk_len, 1), ack(u64::MAX)],
+        vec![open("run", 1), ack(1)],
+    ];
+    for (i, frames) in lies.into_iter().enumerate() {
+        let ended = say(&server, frames).await;
+        assert!(ended.is_err(), "lie {i} was believed");
+    }
+    // Whoever says that it has everything is told nothing more, and that is all.
+    let _ = say(&server, vec![open("run", 1), done]).await;
+    let folder = temp.path().join("here");
+    pull(server.address, &folder).await.unwrap();
+    assert_landed(&folder, "a");
+}
