@@ -159,6 +159,14 @@ impl Error {
         if let Error::Source(SourceError::Malformed { .. }) = self {
             return Some("the source is incomplete or damaged: nothing of it was published");
         }
+        if let Error::Refused { message, .. } = self
+            && self.code() == ErrorCode::NoSpace
+            && message.contains(FILE_TOO_LARGE)
+        {
+            return Some(
+                "the receiver's file system, or a limit there (ulimit -f), takes no file that long; with --out-format npy each tensor has its own",
+            );
+        }
         Some(match self.code() {
             ErrorCode::Network => {
                 "is `tensorferry serve` running there? run the same command again: it goes on where it stopped"
@@ -184,6 +192,9 @@ impl Error {
         })
     }
 }
+
+/// How Linux says EFBIG.
+const FILE_TOO_LARGE: &str = "(os error 27)";
 
 fn code_of(reason: Reason) -> ErrorCode {
     match reason {

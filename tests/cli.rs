@@ -1002,6 +1002,7 @@ fn a_limit_on_the_length_of_files_is_told_and_no_signal() {
         .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(8), "{stderr}");
+    assert!(stderr.contains("no file that long"), "{stderr}");
     assert!(!temp.path().join("landed/manifest.json").exists());
 }
 
