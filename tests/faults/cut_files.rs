@@ -41,8 +41,7 @@ fn one_staging(episode: &mut Episode<'_>) {
     let Some(mut server) = episode.note(server) else {
         return;
     };
-    let mut cut = Track::new("cut/step", &mut episode.dice, 24 << 20);
-    cut.container_header_len = 0;
+    let mut cut = Track::new("cut/step", &mut episode.dice, 24 << 20).in_files();
     // What lies on the disk may have changed after it was acked: read again, it must show.
     cut.verify = true;
     let largest = cut.load.parts.iter().max_by_key(|p| p.bytes.len());

@@ -209,9 +209,8 @@ fn full_meanwhile(episode: &mut Episode<'_>, mode: pb::CommitMode) {
 
 fn large_track(episode: &mut Episode<'_>, name: &str) -> Track {
     loop {
-        let mut track = Track::new(name, &mut episode.dice, MAX_BYTES);
         // A shared file has all its room from the beginning: no rival can take that.
-        track.container_header_len = 0;
+        let track = Track::new(name, &mut episode.dice, MAX_BYTES).in_files();
         // Enough that a group is committed, and a disk can run full meanwhile.
         if track.load.total_bytes() > MAX_BYTES / 2 {
             return track;

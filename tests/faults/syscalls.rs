@@ -303,7 +303,7 @@ fn with_disk_of(
     };
     let serve = Serve::new(&setting.binary);
     let mut episode = Episode::new(&setting.runtime, serve, Ground::Disk(image), setting.seed);
-    episode.tracks = vec![Track::new("traced/step", &mut episode.dice, MAX_BYTES)];
+    episode.tracks = vec![Track::new("traced/step", &mut episode.dice, MAX_BYTES).in_files()];
     body(setting, &mut episode, report);
     let (tally, failures) = episode.run(0);
     report.take(title, &tally, failures);
