@@ -16,7 +16,7 @@ use crate::{
         ProgressCell, ReceiveContext, SendError, SessionError, Stage, Task, Terms, cancelled,
         receive, status_error,
     },
-    store::{Catalog, Manifest},
+    store::{Catalog, Manifest, StoreError},
     transfer::{Transfer, TransferReport},
     wire::{LaneSender, PULL_PATH, encode_message, encode_pull_first},
 };
@@ -140,14 +140,17 @@ impl Pull {
         let (parent, local) = landing_place(&self.folder).await?;
         let place = Place { parent, local };
         let result = self.attempts(&place, rate).await;
-        let parent = place.parent.clone();
-        let cleaned = tokio::task::spawn_blocking(move || {
-            // What is left of one that failed is why it is tried again.
-            Catalog::open(&parent).map(|catalog| catalog.remove_empty_service_dir())
+        let left = tokio::task::spawn_blocking(move || {
+            let catalog = Catalog::open(&place.parent)?;
+            let published = catalog.manifest(&place.local)?;
+            // Opening makes it, and a pull that was refused leaves nothing in it.
+            catalog.remove_empty_service_dir();
+            Ok::<_, StoreError>(published.map(|(manifest, _)| manifest))
         });
-        let _ = cleaned.await;
+        let left = left.await;
         let done = result?;
-        self.report(&done, begun, &place).await
+        let published = left.map_err(|e| Error::Bug(e.to_string()))??;
+        Ok(self.report(&done, begun, published.as_ref()))
     }
 
     async fn attempts(&mut self, place: &Place, rate: Option<u64>) -> Result<Done, Error> {
@@ -343,25 +346,11 @@ impl Pull {
         }))
     }
 
-    async fn report(
-        &self,
-        done: &Done,
-        begun: Instant,
-        place: &Place,
-    ) -> Result<TransferReport, Error> {
+    fn report(&self, done: &Done, begun: Instant, published: Option<&Manifest>) -> TransferReport {
         self.progress.end_receiving(done);
-        let folder = place.parent.clone();
-        let local = place.local.clone();
-        let read = tokio::task::spawn_blocking(move || -> Result<Option<Manifest>, Error> {
-            let catalog = Catalog::open(&folder)?;
-            let manifest = catalog.manifest(&local)?.map(|(manifest, _)| manifest);
-            catalog.remove_empty_service_dir();
-            Ok(manifest)
-        });
-        let manifest = read.await.map_err(|e| Error::Bug(e.to_string()))??;
-        let tensor_count = manifest.map_or(0, |m| m.tensors.len() as u64);
+        let tensor_count = published.map_or(0, |m| m.tensors.len() as u64);
         let progress = self.progress.snapshot();
-        Ok(TransferReport {
+        TransferReport {
             checkpoint: self.name.to_string(),
             tensor_count,
             file_count: done.entry_count.saturating_sub(tensor_count),
@@ -374,7 +363,7 @@ impl Pull {
             unchanged: done.unchanged,
             stages: progress.stages,
             codecs: Vec::new(),
-        })
+        }
     }
 }
 

@@ -98,7 +98,6 @@ pub fn discard_folder(folder: impl AsRef<Path>) -> Result<Option<u64>, Error> {
     Ok(discarded)
 }
 
-/// The folder that holds a local destination, and the name in it.
 /// What stands for a local folder in the identity of a transfer into it.
 pub(crate) fn local_target(parent: &Path, name: &str) -> String {
     let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
@@ -123,6 +122,7 @@ pub(crate) async fn landing_place(folder: &Path) -> Result<(PathBuf, CheckpointN
     }
 }
 
+/// The folder that holds a local destination, and the name in it.
 fn place(folder: &Path) -> Result<(PathBuf, CheckpointName), Error> {
     let usage = || Error::Usage(format!("{} does not name a folder", folder.display()));
     let absolute = std::path::absolute(folder).map_err(|_| usage())?;

@@ -364,13 +364,13 @@ async fn receive_session(
     set_limits(&mut parser, chunk_len);
 
     let listed = context.sessions.add(&session);
-    // Whoever drops this call drops its lanes too.
-    let _over = Over(Arc::clone(&session));
+    // Whoever drops this call ends its lanes too.
+    let over = Over(Arc::clone(&session));
     let mut lane = Some(Task::spawn(run_lane(Arc::clone(&session), 0, body, parser)));
     let pace = context.options.pace;
     let result = drive(&session, &out, &seat, &mut draining, &mut lane, pace).await;
     drop(listed);
-    session.over.send_replace(true);
+    drop(over);
     // Dropping the lane's body tells the sender that nothing more is read.
     if let Some(mut lane) = lane {
         lane.abort();
