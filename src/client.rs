@@ -15,7 +15,7 @@ use crate::{
         Connect, ProgressCell, REHEARSAL_FORMAT, Rehearsal, SendContext, SendError, SendLane,
         Stage, Task, Throttle, cancelled, read_rate, send, status_error,
     },
-    source::{GrowingSource, SourceError, SourceSet, Supply},
+    source::{Globs, GrowingSource, SourceError, SourceSet, Supply},
     store::hex,
     transfer::{Transfer, TransferReport},
     wire::{LaneBody, LaneSender, PUSH_PATH, pb},
@@ -304,6 +304,16 @@ impl Client {
     ) -> Transfer {
         let progress = Arc::new(ProgressCell::default());
         let (cancel, cancelled) = watch::channel(false);
+        let first = Globs::new("send first", &options.first).and_then(|first| {
+            if let Supply::Complete(set) = &source {
+                first.check_used_in(set)?;
+            }
+            Ok(first)
+        });
+        let (first, checked) = match first {
+            Ok(first) => (first, checked),
+            Err(error) => (Globs::default(), checked.and(Err(error.into()))),
+        };
         let push = Push {
             client: self.clone(),
             context: SendContext {
@@ -312,6 +322,7 @@ impl Client {
                 throttle: Arc::new(Throttle::new(None)),
                 codec: options.codec,
                 read_mode: options.read_mode,
+                first: Arc::new(first),
                 rehearsal,
                 source,
                 budget_bytes: options.budget_bytes,

@@ -172,6 +172,7 @@ fn announcement(byte_len: u64) -> Batch {
             aliases: Vec::new(),
             crc32c: None,
             trainable: None,
+            is_first: false,
         }],
         ..Batch::default()
     }

@@ -76,6 +76,7 @@ mod options;
 pub mod plan;
 pub mod protocol;
 mod pull;
+mod ready;
 mod server;
 mod session;
 pub mod source;
@@ -103,6 +104,7 @@ pub use protocol::{
     SenderStages, Side, StageTimes,
 };
 pub use pull::PullOptions;
+pub use ready::{OnReady, ReadyTensor};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage, StageShare, Stages};
 pub use source::{ReadMode, SourceError, SourceOptions, SourceSet};

@@ -11,6 +11,7 @@ use crate::{
     protocol::{
         Done, Layout, NpyDtype, Open, OutFormat, ProtocolError, PullFirst, PullOpen, Reason,
     },
+    ready::OnReady,
     server::{Receiving, Server},
     session::{
         ProgressCell, ReceiveContext, SendError, SessionError, Stage, Task, Terms, cancelled,
@@ -66,6 +67,8 @@ pub struct PullOptions {
     pub exclude: Vec<String>,
     /// Refuse a checkpoint of more raw bytes, before anything of it arrives.
     pub max_bytes: Option<u64>,
+    /// Told of every tensor as soon as it is complete and durable.
+    pub on_ready: Option<OnReady>,
 }
 
 impl Client {
@@ -260,6 +263,7 @@ impl Pull {
         receiving.context.options.max_lanes = self.lane_count();
         receiving.context.options.open_timeout = OPEN_TIMEOUT;
         receiving.context.progress = Some(Arc::clone(&self.progress));
+        receiving.context.on_ready = self.options.on_ready.clone();
         Ok(receiving)
     }
 
@@ -298,6 +302,7 @@ impl Pull {
             max_lanes: self.lane_count(),
             lane_token,
             rate_bytes_per_second: rate,
+            first: self.options.transfer.first.clone(),
         }));
         let mut cancel = self.cancel.clone();
         let dialled = tokio::select! {

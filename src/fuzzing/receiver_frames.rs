@@ -62,7 +62,7 @@ fn announced() -> Sender {
     let mut sender = Sender::new(config, None);
     for (i, len) in ENTRY_LENS.into_iter().enumerate() {
         let header = EntryHeader::tensor(format!("t{i}"), Dtype::U8, &[len]);
-        sender.add(header.expect("a header in order"));
+        sender.add(header.expect("a header in order"), false);
     }
     sender.seal();
     assert_eq!(sender.poll(), Some(SendAction::Announce(0..4)));

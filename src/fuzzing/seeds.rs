@@ -269,6 +269,7 @@ fn announcements() -> SenderFrame {
         aliases: vec!["y".into()],
         crc32c: Some(0),
         trainable: Some(false),
+        is_first: false,
     };
     SenderFrame::Batch(Batch {
         first_source: 0,

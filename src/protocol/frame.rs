@@ -173,6 +173,8 @@ pub struct Announcement {
     pub crc32c: Option<u32>,
     /// The format's trainable flag.
     pub trainable: Option<bool>,
+    /// Wanted before the others: made durable as soon as it is complete.
+    pub is_first: bool,
 }
 
 /// Head of one chunk.

@@ -27,6 +27,8 @@ pub struct PullOpen {
     pub lane_token: Digest16,
     /// Most payload bytes a second.
     pub rate_bytes_per_second: Option<u64>,
+    /// Globs over the names of tensors that are wanted before the others.
+    pub first: Vec<String>,
 }
 
 /// First frame of any lane of a pull.

@@ -70,6 +70,8 @@ pub struct SendProgress {
 struct Sending {
     header: EntryHeader,
     cell_count: u64,
+    /// To be sent before the others.
+    is_first: bool,
     /// The last part of the first answer has come.
     answered: bool,
     pending: RangeSet,
@@ -115,6 +117,11 @@ pub struct Sender {
     unanswered_count: u64,
     /// Entries that have cells to send or compare.
     ready: VecDeque<u32>,
+    /// Those of them that go before the others.
+    ready_first: VecDeque<u32>,
+    /// Entries that go before the others and have no answer yet: what they want is not
+    /// known, and nothing else is sent meanwhile.
+    awaited_first_count: u64,
     /// Cells that are anywhere between wanted and settled.
     open_cells: u64,
     comparing_count: u64,
@@ -137,6 +144,8 @@ impl Sender {
             announced_count: 0,
             unanswered_count: 0,
             ready: VecDeque::new(),
+            ready_first: VecDeque::new(),
+            awaited_first_count: 0,
             open_cells: 0,
             comparing_count: 0,
             in_flight_bytes: 0,
@@ -148,12 +157,15 @@ impl Sender {
         }
     }
 
-    /// One more entry; its number is how many came before it.
-    pub fn add(&mut self, header: EntryHeader) {
+    /// One more entry; its number is how many came before it. One that `is_first` is sent
+    /// before all that are not and have not been sent by now.
+    pub fn add(&mut self, header: EntryHeader, is_first: bool) {
         self.progress.total_bytes += header.byte_len;
+        self.awaited_first_count += u64::from(is_first);
         self.entries.push(Sending {
             cell_count: self.config.grid.cell_count(header.byte_len),
             header,
+            is_first,
             answered: false,
             pending: RangeSet::new(),
             held: RangeSet::new(),
@@ -189,7 +201,7 @@ impl Sender {
     /// Whether cells are wanted that [`Sender::poll`] does not ask for: the window is
     /// full, or too many are under comparison.
     pub fn has_no_room(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.ready_first.is_empty()
     }
 
     /// From now on at most this many raw bytes are sent and not acked.
@@ -270,7 +282,10 @@ impl Sender {
             && !entry.is_ready
         {
             entry.is_ready = true;
-            self.ready.push_back(number);
+            match entry.is_first {
+                true => self.ready_first.push_back(number),
+                false => self.ready.push_back(number),
+            }
         }
     }
 
@@ -331,7 +346,7 @@ impl Sender {
         entry.pending.union_with(&wanted.wanted);
         entry.held.union_with(&wanted.held);
         entry.answered = wanted.last;
-        let has_work = entry.has_work();
+        let (has_work, is_first) = (entry.has_work(), entry.is_first);
         let (mut at_start, mut fresh) = (RangeSet::new(), RangeSet::new());
         if wanted.last {
             at_start = entry.asked.missing_below(entry.cell_count);
@@ -340,6 +355,7 @@ impl Sender {
             fresh.subtract(&entry.durable);
             entry.durable.union_with(&fresh);
             self.unanswered_count -= 1;
+            self.awaited_first_count -= u64::from(is_first);
         }
         self.open_cells += wanted.wanted.count() + wanted.held.count();
         if has_work {
@@ -507,10 +523,16 @@ impl Sender {
     }
 
     fn poll_cell(&mut self) -> Option<SendAction> {
-        while let Some(&number) = self.ready.front() {
+        loop {
+            let queue = match self.ready_first.is_empty() {
+                false => &mut self.ready_first,
+                true if self.awaited_first_count > 0 => return None,
+                true => &mut self.ready,
+            };
+            let &number = queue.front()?;
             let grid = self.config.grid;
             let Some(entry) = self.entries.get_mut(number as usize) else {
-                self.ready.pop_front();
+                queue.pop_front();
                 continue;
             };
             let first_held = entry.held.iter().next();
@@ -549,9 +571,8 @@ impl Sender {
                 return None;
             }
             entry.is_ready = false;
-            self.ready.pop_front();
+            queue.pop_front();
         }
-        None
     }
 
     fn poll_finish(&mut self) -> Option<SendAction> {
@@ -623,7 +644,10 @@ mod tests {
         };
         let mut sender = Sender::new(config, None);
         let len = 4 * u64::from(CHUNK_LEN_MIN);
-        sender.add(EntryHeader::tensor("t", Dtype::U8, &[len]).unwrap());
+        sender.add(
+            EntryHeader::tensor("t", Dtype::U8, &[len]).unwrap(),
+            false,
+        );
         sender.seal();
         sender.poll();
         let ask = |wanted, last| ReceiverFrame {

@@ -119,6 +119,8 @@ pub(super) struct Slot {
     pub(super) wire_entry: Option<u32>,
     /// The first Wanted answer has gone out.
     pub(super) answered: bool,
+    /// To become durable as soon as it is complete.
+    pub(super) is_first: bool,
     pub(super) durable: RangeSet,
     pub(super) held: RangeSet,
     pub(super) comparing: RangeSet,
@@ -138,6 +140,7 @@ impl Slot {
             journaled: false,
             wire_entry: None,
             answered: false,
+            is_first: false,
             durable: RangeSet::new(),
             held: RangeSet::new(),
             comparing: RangeSet::new(),
@@ -194,6 +197,18 @@ impl Slot {
             missing.subtract(set);
         }
         missing
+    }
+
+    /// Every cell is on disk, durable or not, and proven.
+    pub(super) fn is_complete(&self) -> bool {
+        let parts = [
+            &self.written,
+            &self.keeping,
+            &self.committing,
+            &self.durable,
+        ];
+        // A cell is in one of them at most.
+        parts.iter().map(|set| set.count()).sum::<u64>() == self.cell_count
     }
 
     /// Nothing is left to do: every cell is durable.

@@ -13,6 +13,7 @@ use crate::{
     },
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Grid},
     protocol::{Durability, Open, ProtocolError, Reason},
+    ready::OnReady,
     session::{
         Budget, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext, ReceiveOptions,
         Registry, Rehearsal, Terms,
@@ -64,6 +65,7 @@ pub struct ServerBuilder {
     alias: Option<(CheckpointName, CheckpointName)>,
     rehearsal: Option<Rehearsal>,
     exports: BTreeMap<CheckpointName, PathBuf>,
+    on_ready: Option<OnReady>,
 }
 
 /// A server that listens.
@@ -117,6 +119,7 @@ impl Server {
             alias: None,
             rehearsal: None,
             exports: BTreeMap::new(),
+            on_ready: None,
         }
     }
 
@@ -320,6 +323,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Tells of every tensor that a push has brought as soon as it is complete and durable:
+    /// it can be mapped while the rest arrives.
+    pub fn on_ready(mut self, on_ready: OnReady) -> Self {
+        self.on_ready = Some(on_ready);
+        self
+    }
+
     /// Leaves work out and publishes nothing: for measurements, which make up their bytes.
     pub(crate) fn rehearsal(mut self, rehearsal: Rehearsal) -> Self {
         self.rehearsal = Some(rehearsal);
@@ -408,6 +418,7 @@ impl ServerBuilder {
             budget: Budget::new(self.budget_bytes),
             draining,
             progress: None,
+            on_ready: self.on_ready.clone(),
         };
         Ok(Receiving {
             context,

@@ -15,7 +15,7 @@ use crate::{
         MAX_CONTROL_BYTES, ManifestPromise, Open, OutFormat, ProtocolError, PullFirst, PullOpen,
         Reason,
     },
-    source::{SourceError, SourceOptions, SourceSet, Supply},
+    source::{Globs, SourceError, SourceOptions, SourceSet, Supply},
     store::Catalog,
     wire::{LaneSender, decode_pull_first, pb},
 };
@@ -199,7 +199,7 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         return Err(ProtocolError::new(Reason::TooMany, why).into());
     };
     let listed = context.lanes.add(wanted.lane_token)?;
-    let (source, open) = {
+    let (source, open, first) = {
         let context = context.clone();
         let wanted = wanted.clone();
         let opened = tokio::task::spawn_blocking(move || open_source(&context, &wanted));
@@ -219,6 +219,7 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         throttle: Arc::new(throttle),
         codec: defaults.codec,
         read_mode: defaults.read_mode,
+        first: Arc::new(first),
         rehearsal: None,
         budget_bytes: context.budget_bytes,
         progress: Arc::clone(&progress),
@@ -260,12 +261,15 @@ async fn stalled(progress: &ProgressCell) {
     }
 }
 
+/// What is sent, how its transfer opens, and what goes before the rest.
+type Opened = (Arc<SourceSet>, Open, Globs);
+
 /// The checkpoint that is wanted, and how its transfer opens. One that is replaced in
 /// that moment is opened again: the sums of one must not meet the files of another.
 fn open_source(
     context: &OfferContext,
     wanted: &PullOpen,
-) -> Result<(Arc<SourceSet>, Open), SendError> {
+) -> Result<Opened, SendError> {
     let name = &wanted.checkpoint;
     if let Some(path) = context.exports.get(name) {
         return open_path(path, None, wanted);
@@ -298,7 +302,7 @@ fn open_path(
     path: &Path,
     manifest: Option<&[u8]>,
     wanted: &PullOpen,
-) -> Result<(Arc<SourceSet>, Open), SendError> {
+) -> Result<Opened, SendError> {
     let name = &wanted.checkpoint;
     let mut options = SourceOptions::default();
     (options.include, options.exclude) = (wanted.include.clone(), wanted.exclude.clone());
@@ -312,6 +316,9 @@ fn open_path(
             ProtocolError::new(Reason::Unsupported, why)
         }
     })?;
+    let first = Globs::new("send first", &wanted.first);
+    let first = first.and_then(|first| first.check_used_in(&source).map(|()| first));
+    let first = first.map_err(|e| ProtocolError::new(Reason::NotFound, e.to_string()))?;
     let unfit = |why: String| ProtocolError::new(Reason::Unsupported, why);
     let (source, container_header_len) = match wanted.out_format {
         OutFormat::Npy => (source, 0),
@@ -338,5 +345,5 @@ fn open_path(
         codecs: open.codecs & wanted.codecs,
         ..open
     };
-    Ok((Arc::new(source), open))
+    Ok((Arc::new(source), open, first))
 }

@@ -28,6 +28,7 @@ mod files;
 mod fingerprint;
 mod folder;
 mod gathered;
+mod globs;
 pub(crate) mod gguf;
 mod growing;
 pub(crate) mod hdf5;
@@ -54,6 +55,7 @@ pub(crate) mod view;
 pub(crate) mod zip;
 
 pub use error::SourceError;
+pub(crate) use globs::Globs;
 pub use growing::GrowingSource;
 pub(crate) use growing::{InPlace, Supply};
 pub(crate) use mapped::MappedRun;

@@ -1,12 +1,8 @@
 //! Which tensors of a source are taken, and what they are called.
 
-use super::{SourceEntry, SourceError, SourceOptions};
+use super::{SourceEntry, SourceError, SourceOptions, globs::Globs};
 use crate::plan::{MAX_ENTRY_NAME_LEN, clip};
 use std::str::FromStr;
-use wildmatch::WildMatch;
-
-/// Most patterns of one kind.
-const MAX_PATTERNS: usize = 1024;
 
 /// Gives every tensor whose name fits another name. `*` stands for any text, also across
 /// `/`, and means the same text in the new name, one after the other.
@@ -85,44 +81,20 @@ pub(super) fn select(
     options: &SourceOptions,
 ) -> Result<Vec<SourceEntry>, SourceError> {
     let selection = |why: String| SourceError::Selection { why };
-    for (flag, patterns) in [("include", &options.include), ("exclude", &options.exclude)] {
-        if let Some(empty) = patterns.iter().position(String::is_empty) {
-            return Err(selection(format!("pattern {empty} to {flag} is empty")));
-        }
-        if patterns.len() > MAX_PATTERNS {
-            return Err(selection(format!(
-                "more than {MAX_PATTERNS} patterns to {flag}"
-            )));
-        }
-    }
-    let globs = |patterns: &[String]| {
-        patterns
-            .iter()
-            .map(|p| WildMatch::new(p))
-            .collect::<Vec<_>>()
-    };
-    let (include, exclude) = (globs(&options.include), globs(&options.exclude));
-    let mut was_used = vec![false; include.len()];
+    let include = Globs::new("include", &options.include)?;
+    let exclude = Globs::new("exclude", &options.exclude)?;
+    include.check_used(tensors.iter().map(|t| t.header.name.as_str()))?;
     let mut kept = Vec::new();
     let mut trainable_count = 0;
     for tensor in tensors {
         let name = &tensor.header.name;
-        let mut is_included = include.is_empty();
-        for (glob, was_used) in include.iter().zip(&mut was_used) {
-            if glob.matches(name) {
-                (is_included, *was_used) = (true, true);
-            }
-        }
+        let is_included = include.is_empty() || include.matches(name);
         let is_trainable = tensor.trainable == Some(true);
         trainable_count += u64::from(is_trainable);
-        let is_excluded = exclude.iter().any(|glob| glob.matches(name));
+        let is_excluded = exclude.matches(name);
         if is_included && !is_excluded && (is_trainable || !options.trainable) {
             kept.push(tensor);
         }
-    }
-    if let Some(unused) = was_used.iter().position(|used| !used) {
-        let unused = clip(&options.include[unused]);
-        return Err(selection(format!("no tensor has a name like {unused:?}")));
     }
     if options.trainable && trainable_count == 0 {
         return Err(selection(

@@ -73,6 +73,11 @@ impl Dir {
         self.path.join(name).display().to_string()
     }
 
+    /// The path of a name beneath.
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
     /// Opens a folder beneath.
     pub(crate) fn sub(&self, name: &str) -> Result<Dir, StoreError> {
         let fd = self.open_fd(name, OFlags::RDONLY | OFlags::DIRECTORY)?;

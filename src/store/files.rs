@@ -1,7 +1,7 @@
 //! The files of a transfer under way: made, preallocated, written and synced.
 
 use super::{
-    dir::Dir,
+    dir::{Dir, is_not_found},
     durability::FileSystem,
     error::{IoContext, StoreError},
     write_out,
@@ -18,9 +18,13 @@ use bytes::Bytes;
 use rustix::{fs::FallocateFlags, io::Errno};
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
+    fs::{File, Permissions},
     io::{self, IoSlice, Write as _},
-    os::{fd::AsFd, unix::fs::FileExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, PermissionsExt},
+    },
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -36,6 +40,10 @@ const MAX_SINGLE_SYNCS: usize = 64;
 /// Above this many open files those that were just used are closed before their sync, and
 /// the group is then synced by `syncfs`, which hears of errors all the same.
 const MAX_OPEN_FILES: usize = 256;
+
+/// Whether the owner may write to a file, and whether anybody may.
+const WRITABLE: u32 = 0o200;
+const ANY_WRITABLE: u32 = 0o222;
 
 /// How the bytes of a chunk get into its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,6 +104,8 @@ struct OpenFile {
     allocated: Mutex<u64>,
     /// Bytes written since the disk was last told to begin.
     dirty_bytes: AtomicU64,
+    /// Somebody was told that it is complete: it is not written to any more.
+    is_sealed: bool,
 }
 
 impl OpenFile {
@@ -202,8 +212,10 @@ impl Files {
     /// Whether the file of a recorded entry is what the record says: length and
     /// header. Data is judged by its own records.
     pub(crate) fn is_intact(&self, slot: &SlotFile) -> Result<bool, StoreError> {
-        let Some(file) = self.data.try_open(&slot.file, true)? else {
-            return Ok(false);
+        let (file, _) = match self.open_made(&slot.file) {
+            Ok(opened) => opened,
+            Err(error) if is_not_found(&error) => return Ok(false),
+            Err(error) => return Err(error),
         };
         let prefix = self.prefix(slot);
         let shown = self.data.shown(&slot.file);
@@ -254,7 +266,10 @@ impl Files {
             self.close_if_many(placement.slot().number);
             return Ok(());
         }
-        let file = self.file(placement.slot(), placement.is_recorded())?;
+        let mut file = self.file(placement.slot(), placement.is_recorded())?;
+        if file.is_sealed {
+            file = self.rebuild(placement.slot())?;
+        }
         let at = file.start_of(placement.slot()) + placement.offset();
         let has_blocks = self.allocates && file.allocate(at + u64::from(placement.raw_len()))?;
         let written = match self.mode {
@@ -316,6 +331,7 @@ impl Files {
             file_len,
             allocated: Mutex::new(file_len),
             dirty_bytes: AtomicU64::new(0),
+            is_sealed: false,
         });
         lock(&self.new_names).insert(folder_of(&slot.file).to_owned());
         lock(&self.open).by_number.insert(slot.number, file);
@@ -411,8 +427,8 @@ impl Files {
         let path = self.data.shown(&slot.file);
         let prefix = self.prefix(slot);
         let file_len = prefix.len() as u64 + slot.header.byte_len;
-        let file = if recorded || open.made.contains(&slot.number) {
-            self.data.open(&slot.file, true)?
+        let (file, is_sealed) = if recorded || open.made.contains(&slot.number) {
+            self.open_made(&slot.file)?
         } else {
             let folder = folder_of(&slot.file);
             if !open.folders.contains(folder) {
@@ -421,7 +437,7 @@ impl Files {
             }
             let file = self.make(slot, &prefix, file_len)?;
             open.made.insert(slot.number);
-            file
+            (file, false)
         };
         let file = Arc::new(OpenFile {
             file,
@@ -430,6 +446,81 @@ impl Files {
             file_len,
             allocated: Mutex::new(0),
             dirty_bytes: AtomicU64::new(0),
+            is_sealed,
+        });
+        open.by_number.insert(slot.number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Opens a file that exists, and tells whether it is sealed. One that is can be opened
+    /// for writing by root alone.
+    fn open_made(&self, name: &str) -> Result<(File, bool), StoreError> {
+        let file = match self.data.open(name, true) {
+            Err(StoreError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Ok((self.data.open(name, false)?, true));
+            }
+            opened => opened?,
+        };
+        let metadata =
+            fault::call("fstat", || file.metadata()).context("stat", self.data.shown(name))?;
+        Ok((file, metadata.permissions().mode() & WRITABLE == 0))
+    }
+
+    /// Makes the file of a complete entry read-only, for good: from now on others may map
+    /// it, and what they see never changes. Should its bytes turn out to be of yesterday,
+    /// they are put into another file. Returns where it lies until it is published.
+    pub(crate) fn seal(&self, slot: &SlotFile) -> Result<PathBuf, StoreError> {
+        let (file, is_sealed) = self.open_made(&slot.file)?;
+        let path = self.data.path_of(&slot.file);
+        if !is_sealed {
+            let shown = self.data.shown(&slot.file);
+            let metadata = fault::call("fstat", || file.metadata()).context("stat", &shown)?;
+            let mode = metadata.permissions().mode() & !ANY_WRITABLE;
+            let sealed = Permissions::from_mode(mode);
+            fault::call("fchmod", || file.set_permissions(sealed.clone()))
+                .context("make read-only", &shown)?;
+        }
+        Ok(path)
+    }
+
+    /// Puts a copy in the place of a sealed file, to be written to: whoever has mapped the
+    /// sealed one keeps it as it is. What is durable in it has to be so in the copy before
+    /// that has its name.
+    fn rebuild(&self, slot: &SlotFile) -> Result<Arc<OpenFile>, StoreError> {
+        let mut open = lock(&self.open);
+        if let Some(file) = open.by_number.get(&slot.number)
+            && !file.is_sealed
+        {
+            return Ok(Arc::clone(file));
+        }
+        let (folder, shown) = (folder_of(&slot.file), self.data.shown(&slot.file));
+        let (sealed, _) = self.open_made(&slot.file)?;
+        let parent = match folder {
+            "" => self.data.clone(),
+            folder => self.data.sub(folder)?,
+        };
+        // No entry has a name like this.
+        let name = format!(".rebuilt-{}", slot.number);
+        let file = parent.create_anew(&name)?;
+        fault::call("copy", || io::copy(&mut &sealed, &mut &file)).context("copy", &shown)?;
+        if self.options.is_synced {
+            once(|| fault::call("fdatasync", || file.sync_data())).context("sync", &shown)?;
+        }
+        let last = slot.file.rsplit('/').next().unwrap_or(&slot.file);
+        parent.rename(&name, &parent, last)?;
+        lock(&self.new_names).insert(folder.to_owned());
+        let prefix_len = self.prefix(slot).len() as u64;
+        let file_len = prefix_len + slot.header.byte_len;
+        let file = Arc::new(OpenFile {
+            file,
+            path: shown,
+            prefix_len,
+            file_len,
+            allocated: Mutex::new(0),
+            dirty_bytes: AtomicU64::new(0),
+            is_sealed: false,
         });
         open.by_number.insert(slot.number, Arc::clone(&file));
         Ok(file)
@@ -468,6 +559,7 @@ impl Files {
             file_len,
             allocated: Mutex::new(0),
             dirty_bytes: AtomicU64::new(0),
+            is_sealed: false,
         });
         Ok(Arc::clone(open.container.insert(file)))
     }

@@ -239,6 +239,7 @@ fn decode_entry(entry: pb::Entry) -> Result<Announcement, WireError> {
         aliases: entry.aliases,
         crc32c: entry.crc32c,
         trainable: entry.trainable,
+        is_first: entry.first,
     })
 }
 
@@ -460,6 +461,7 @@ mod tests {
             aliases: vec!["y".into()],
             crc32c: Some(0),
             trainable: Some(false),
+            is_first: true,
         };
         let chunk = ChunkHead {
             entry: 7,

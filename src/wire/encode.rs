@@ -151,6 +151,7 @@ fn encode_entry(index: u32, entry: &Announcement) -> pb::Entry {
         aliases: entry.aliases.clone(),
         crc32c: entry.crc32c,
         trainable: entry.trainable,
+        first: entry.is_first,
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn encode_pull_first(first: &PullFirst) -> pb::ReceiverFrame {
             max_lanes: open.max_lanes,
             lane_token: Bytes::copy_from_slice(&open.lane_token),
             rate_bytes_per_second: open.rate_bytes_per_second.unwrap_or(0),
+            first: open.first.clone(),
         }),
         PullFirst::Join(token) => Control::Join(pb::Join {
             session_token: Bytes::copy_from_slice(token),
@@ -47,7 +48,7 @@ pub(crate) fn decode_pull_first(frame: pb::ReceiverFrame) -> Result<PullFirst, W
                 let why = "only version 1 of the protocol is spoken here";
                 return Err(refuse(Reason::Version, why));
             }
-            for globs in [&open.include, &open.exclude] {
+            for globs in [&open.include, &open.exclude, &open.first] {
                 let is_long = |glob: &String| glob.len() > MAX_ENTRY_NAME_LEN;
                 if globs.len() > MAX_GLOBS || globs.iter().any(is_long) {
                     return Err(refuse(Reason::TooLarge, "too many globs, or too long ones"));
@@ -66,6 +67,7 @@ pub(crate) fn decode_pull_first(frame: pb::ReceiverFrame) -> Result<PullFirst, W
                 max_lanes: open.max_lanes.max(1),
                 lane_token: array(&open.lane_token, "lane_token")?,
                 rate_bytes_per_second: (rate > 0).then_some(rate),
+                first: open.first,
             })))
         }
         Some(Control::Join(join)) => Ok(PullFirst::Join(array(

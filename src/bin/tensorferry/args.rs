@@ -166,6 +166,10 @@ pub(crate) struct ServeArgs {
     /// without NAME under the name of its file or folder. May be given several times
     #[arg(long, value_name = "[NAME=]PATH", env = "TENSORFERRY_EXPORT")]
     pub(crate) export: Vec<OsString>,
+    /// Print where each tensor lies as soon as it is complete and durable, so that it can
+    /// be mapped while the rest arrives. Files that were named so are read-only
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_READY")]
+    pub(crate) ready: bool,
     /// Most bytes of one checkpoint; 0 = as many as there is room for
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_QUOTA_CHECKPOINT")]
     pub(crate) quota_checkpoint: u64,
@@ -304,6 +308,10 @@ pub(crate) struct TransferArgs {
         env = "TENSORFERRY_BWLIMIT"
     )]
     pub(crate) bwlimit: RateLimit,
+    /// Bring tensors with names like this before the others, and make each durable as soon
+    /// as it is complete; may be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_FIRST")]
+    pub(crate) first: Vec<String>,
     /// How chunks are compressed on the way
     #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_CODEC")]
     pub(crate) codec: CodecArg,
@@ -351,6 +359,11 @@ pub(crate) struct PullArgs {
     /// Refuse a checkpoint of more bytes; 0 = as many as there is room for
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "0", env = "TENSORFERRY_MAX_BYTES")]
     pub(crate) max_bytes: u64,
+    /// Print where each tensor lies as soon as it is complete and durable, so that it can
+    /// be mapped while the rest arrives; without it those of --first only. Files that were
+    /// named so are read-only
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_READY")]
+    pub(crate) ready: bool,
     #[command(flatten)]
     pub(crate) transfer: TransferArgs,
 }

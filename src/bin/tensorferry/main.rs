@@ -19,6 +19,7 @@ mod output;
 mod progress;
 mod pull;
 mod push;
+mod ready;
 mod rehearse;
 mod serve;
 mod stages;
@@ -48,7 +49,12 @@ fn main() -> ExitCode {
         Err(error) => return exit::report_usage(&error, args::format_of(std::env::args_os())),
     };
     let global = &cli.global;
-    let output = Output::new(global.format(), global.is_silent(), global.verbose);
+    // Threads that outlive the verb may still print.
+    let output: &'static Output = Box::leak(Box::new(Output::new(
+        global.format(),
+        global.is_silent(),
+        global.verbose,
+    )));
     start_log(cli.global.verbose);
     // Without it sources are read into buffers instead.
     if let Err(error) = tensorferry::install_sigbus_guard() {
@@ -58,14 +64,14 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(|e| Failure::from(tensorferry::Error::Bug(format!("no runtime: {e}"))))
-        .and_then(|runtime| runtime.block_on(run(cli.verb, &output)));
+        .and_then(|runtime| runtime.block_on(run(cli.verb, output)));
     match result.and_then(|()| output.check()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => exit::report(failure, &output),
+        Err(failure) => exit::report(failure, output),
     }
 }
 
-async fn run(verb: Verb, output: &Output) -> Result<(), Failure> {
+async fn run(verb: Verb, output: &'static Output) -> Result<(), Failure> {
     match verb {
         Verb::Serve(args) => Box::pin(serve::run(args, output)).await,
         Verb::Push(args) => Box::pin(push::run(args, output)).await,

@@ -6,10 +6,11 @@ use crate::{
     interrupt::Interrupt,
     output::Output,
     push::{self, Way},
+    ready,
     target::{self, Target},
 };
 use serde::Serialize;
-use tensorferry::{Client, Error, ErrorCode, PullOptions};
+use tensorferry::{Client, Error, ErrorCode, OnReady, PullOptions};
 
 #[derive(Serialize)]
 struct BeginEvent<'a> {
@@ -17,11 +18,16 @@ struct BeginEvent<'a> {
     destination: &'a str,
 }
 
-pub(crate) async fn run(args: PullArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), Failure> {
     let mut options = PullOptions::default();
     options.transfer = push::transfer_options(&args.transfer);
     options.include = args.include;
     options.exclude = args.exclude;
+    options.on_ready = match args.ready {
+        true => Some(OnReady::new(|tensor| ready::tell(tensor, output))),
+        false if options.transfer.first.is_empty() => None,
+        false => Some(OnReady::of_first(|tensor| ready::tell(tensor, output))),
+    };
     options.max_bytes = (args.max_bytes > 0).then_some(args.max_bytes);
     let (authority, name) = match Target::parse(&args.src)? {
         Target::Server { authority, name } => (authority, name),

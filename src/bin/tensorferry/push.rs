@@ -257,6 +257,7 @@ pub(crate) fn transfer_options(args: &TransferArgs) -> PushOptions {
     options.rate_limit = args.bwlimit.clone();
     options.codec = args.codec.into();
     options.budget_bytes = args.budget;
+    options.first = args.first.clone();
     options
 }
 

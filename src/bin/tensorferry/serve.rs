@@ -1,16 +1,16 @@
 //! `serve`: receives checkpoints into a folder.
 
-use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, limits, output::Output};
+use crate::{args::ServeArgs, exit::Failure, interrupt::Interrupt, limits, output::Output, ready};
 use serde::Serialize;
 use std::{ffi::OsStr, net::SocketAddr, path::PathBuf};
-use tensorferry::{Durability, Error, Server, plan::CheckpointName};
+use tensorferry::{Durability, Error, OnReady, Server, plan::CheckpointName};
 
 #[derive(Serialize)]
 struct ListeningEvent {
     address: SocketAddr,
 }
 
-pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(args: ServeArgs, output: &'static Output) -> Result<(), Failure> {
     let mut interrupt = Interrupt::listen()?;
     limits::raise_open_files();
     let address = resolve(&args.listen).await?;
@@ -23,6 +23,9 @@ pub(crate) async fn run(args: ServeArgs, output: &Output) -> Result<(), Failure>
         .insecure(args.insecure);
     if let Some(chunk_len) = args.chunk {
         builder = builder.chunk_len(chunk_len);
+    }
+    if args.ready {
+        builder = builder.on_ready(OnReady::new(|tensor| ready::tell(tensor, output)));
     }
     for export in &args.export {
         let (name, path) = named_export(export)?;

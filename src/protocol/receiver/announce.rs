@@ -166,6 +166,7 @@ impl Receiver {
         };
         if let Some(slot) = self.slots.get_mut(&number) {
             slot.wire_entry = Some(wire_entry);
+            slot.is_first = entry.is_first;
         }
         self.announced.push((number, entry.clone()));
         self.unanswered.push_back(number);

@@ -3,11 +3,23 @@
 use super::{Group, GroupCells, InCommit, PublishPlan, ReceiveAction, Receiver};
 use crate::{
     plan::{RangeSet, clip, digest_entries},
-    protocol::{Announcement, Finish, ManifestPromise, ProtocolError, Reason, slot::Slot},
+    protocol::{Announcement, Finish, ManifestPromise, ProtocolError, Reason, slot::{Slot, SlotFile}},
 };
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 impl Receiver {
+    /// Entries that are complete and durable once this group is. Nobody writes to their
+    /// files any more in this session.
+    pub fn completing(&self, group: &Group) -> Vec<Arc<SlotFile>> {
+        let numbers = self.in_commit.iter().filter(|g| g.id == group.id);
+        let numbers = numbers.flat_map(|g| &g.numbers);
+        let slots = numbers.filter_map(|number| self.slots.get(number));
+        let is_last = |slot: &&Slot| {
+            slot.durable.count() + slot.committing.count() == slot.cell_count
+        };
+        slots.filter(is_last).map(|s| Arc::clone(&s.slot)).collect()
+    }
+
     /// The group of [`ReceiveAction::Commit`] is durable. Returns the entries that
     /// are complete now: their files need not stay open.
     pub fn committed(&mut self, id: u64) -> Vec<u32> {
@@ -94,7 +106,8 @@ impl Receiver {
         let full = self.dirty_bytes >= policy.bytes || self.dirty.len() >= policy.files;
         let finishing = self.finish.is_some() && self.placing_count == 0 && self.has_unrecorded();
         let ending = self.ending && self.placing_count == 0 && !self.dirty.is_empty();
-        if !(aged || full || finishing || ending || !self.barrier.is_empty()) {
+        let urgent = self.is_urgent;
+        if !(aged || urgent || full || finishing || ending || !self.barrier.is_empty()) {
             return None;
         }
         Some(self.take_group())
@@ -166,6 +179,7 @@ impl Receiver {
             numbers,
         });
         self.dirty_since = None;
+        self.is_urgent = false;
         group
     }
 

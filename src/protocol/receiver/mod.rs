@@ -14,11 +14,13 @@ pub use work::{
 
 use super::{
     Announcement, CONTAINER_FILE, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason,
-    ReceiverFrame, Wanted, lane::ReceiveLane, slot::Slot,
+    ReceiverFrame, Wanted, lane::ReceiveLane,
+    slot::{Slot, SlotFile},
 };
 use crate::plan::{FileNames, Place, Places, RangeSet, SourceKey, SourceState};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Instant,
 };
 
@@ -32,6 +34,8 @@ const MAX_ANSWERS: usize = 512;
 const MAX_DURABLE: usize = 8192;
 /// Chunks settled before an ack is sent while others are under way.
 const ACK_BATCH: u64 = 4;
+/// Commits of one session that do not wait for more, whatever a sender says is urgent.
+const MAX_URGENT_COMMITS: u32 = 1024;
 /// Lanes that may join one session, one after the other.
 const MAX_JOINS: u64 = 1024;
 
@@ -76,6 +80,12 @@ pub struct Receiver {
     dirty: BTreeSet<u32>,
     dirty_bytes: u64,
     dirty_since: Option<Instant>,
+    /// An entry that goes before the others is complete: it need not wait for more.
+    is_urgent: bool,
+    /// How often that may still be.
+    urgent_left: u32,
+    /// Entries that were durable when the session began, not told of yet.
+    complete_at_start: Vec<Arc<SlotFile>>,
     new_sources: Vec<SourceState>,
     /// Records that must be durable before any further Wanted goes out.
     barrier: Barrier,
@@ -157,6 +167,9 @@ impl Receiver {
             dirty: BTreeSet::new(),
             dirty_bytes: 0,
             dirty_since: None,
+            is_urgent: false,
+            urgent_left: MAX_URGENT_COMMITS,
+            complete_at_start: Vec::new(),
             new_sources: Vec::new(),
             barrier: Barrier::default(),
             in_commit: None,
@@ -250,6 +263,11 @@ impl Receiver {
                 slot.held.is_empty()
             })
             && is_owed
+    }
+
+    /// The sender brings this entry before the others.
+    pub fn is_first(&self, number: u32) -> bool {
+        self.slots.get(&number).is_some_and(|slot| slot.is_first)
     }
 
     /// Lanes at the moment.
@@ -390,6 +408,10 @@ impl Receiver {
                 && let Some(entry) = slot.wire_entry
             {
                 slot.answered = true;
+                // One without bytes has no file before the end.
+                if slot.is_durable() && slot.cell_count > 0 {
+                    self.complete_at_start.push(Arc::clone(&slot.slot));
+                }
                 return Some((entry, slot.missing(), slot.held.clone()));
             }
         }
@@ -426,7 +448,17 @@ impl Receiver {
         }
     }
 
+    /// Entries of which every byte was durable when the session began, each once.
+    pub fn take_complete_at_start(&mut self) -> Vec<Arc<SlotFile>> {
+        std::mem::take(&mut self.complete_at_start)
+    }
+
     fn mark_dirty(&mut self, number: u32, bytes: u64, now: Instant) {
+        let slot = self.slots.get(&number);
+        if slot.is_some_and(|slot| slot.is_first && slot.is_complete()) && self.urgent_left > 0 {
+            self.urgent_left -= 1;
+            self.is_urgent = true;
+        }
         self.dirty.insert(number);
         self.dirty_bytes += bytes;
         self.undurable_bytes += bytes;

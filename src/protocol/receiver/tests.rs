@@ -70,6 +70,7 @@ fn announce(receiver: &mut Receiver, first_source: u32, source: SourceState, cit
         aliases: Vec::new(),
         crc32c: None,
         trainable: None,
+        is_first: false,
     });
     let batch = Batch {
         first_source,

@@ -4,7 +4,8 @@
 use super::Session;
 use crate::{
     format::checksum,
-    protocol::{CompareJob, Group, PipelineStage},
+    protocol::{CompareJob, Group, PipelineStage, SlotFile},
+    ready::ReadyTensor,
     session::{
         buffers::Reserved,
         error::SessionError,
@@ -74,17 +75,81 @@ pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<(
             .slow(PipelineStage::Sync, raw_bytes_of(&session, &group));
         let committed = catch_unwind(AssertUnwindSafe(|| session.staging.commit(&group)));
         let bug = || SessionError::Bug("the committer panicked".to_owned());
-        match committed.map_err(|_| bug()).and_then(|c| Ok(c?)) {
-            Ok(()) => {
+        let committed = committed.map_err(|_| bug()).and_then(|c| Ok(c?));
+        // Before the role says that it is durable: what comes after that must not find the
+        // file writable.
+        let sealed = committed.and_then(|()| match session.on_ready {
+            Some(_) => {
+                let complete = session.core().completing(&group);
+                seal(&session, complete)
+            }
+            None => Ok(Vec::new()),
+        });
+        match sealed {
+            Ok(ready) => {
                 let complete = session.core().committed(group.id);
                 complete
                     .into_iter()
                     .for_each(|number| session.staging.files().close(number));
                 session.wake.notify_one();
+                tell_ready(&session, &ready);
             }
             Err(error) => session.fail(error),
         }
     })
+}
+
+/// Tells of entries that were complete when the session began, after `before`.
+pub(super) fn spawn_tell_ready(
+    session: &Arc<Session>,
+    complete: Vec<Arc<SlotFile>>,
+    before: Option<JoinHandle<()>>,
+) -> JoinHandle<()> {
+    let session = Arc::clone(session);
+    tokio::spawn(async move {
+        finish_commit(before).await;
+        let telling = tokio::task::spawn_blocking(move || match seal(&session, complete) {
+            Ok(ready) => tell_ready(&session, &ready),
+            Err(error) => session.fail(error),
+        });
+        let _ = telling.await;
+    })
+}
+
+/// From now on nobody writes to the files of these entries. Those that share a file are
+/// left out: others are still written to it.
+fn seal(
+    session: &Session,
+    complete: Vec<Arc<SlotFile>>,
+) -> Result<Vec<ReadyTensor>, SessionError> {
+    let Some(on_ready) = &session.on_ready else {
+        return Ok(Vec::new());
+    };
+    let is_told = |slot: &Arc<SlotFile>| {
+        slot.data_offset.is_none() && on_ready.wants(session.core().is_first(slot.number))
+    };
+    let sealed = complete.into_iter().filter(is_told).map(|slot| {
+        Ok(ReadyTensor {
+            checkpoint: session.staging.options().checkpoint.to_string(),
+            name: slot.header.name.clone(),
+            path: session.staging.files().seal(&slot)?,
+            byte_len: slot.header.byte_len,
+            is_first: session.core().is_first(slot.number),
+        })
+    });
+    sealed.collect()
+}
+
+fn tell_ready(session: &Session, ready: &[ReadyTensor]) {
+    let Some(on_ready) = &session.on_ready else {
+        return;
+    };
+    let told = catch_unwind(AssertUnwindSafe(|| {
+        ready.iter().for_each(|tensor| on_ready.tell(tensor));
+    }));
+    if told.is_err() {
+        tracing::warn!("who was told of complete tensors panicked");
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod sessions;
 mod turns;
 
 use self::{
-    disk::{finish_commit, spawn_commit, spawn_compare},
+    disk::{finish_commit, spawn_commit, spawn_compare, spawn_tell_ready},
     lane::{run_lane, send_control, send_frame, serve_joined, set_limits},
     open::{
         First, check_supported, commit_policy, container_header_len, random_token, read_first,
@@ -43,6 +43,7 @@ use crate::{
         Accept, Done, Durability, MAX_CONTROL_BYTES, ManifestPromise, Open, ProtocolError,
         PublishPlan, ReceiveAction, Receiver, ReceiverConfig, ReceiverControl,
     },
+    ready::OnReady,
     store::{Catalog, Opened, Staging, WriteMode},
     wire::{FrameParser, LaneSender, encode_message, encode_receiver_frame},
 };
@@ -117,6 +118,8 @@ pub(crate) struct ReceiveContext {
     pub(crate) draining: watch::Receiver<bool>,
     /// Told how far the session is, where somebody on this side wants to know.
     pub(crate) progress: Option<Arc<ProgressCell>>,
+    /// Told of each tensor that is complete and durable.
+    pub(crate) on_ready: Option<OnReady>,
 }
 
 /// State shared by the tasks and jobs of one session.
@@ -146,6 +149,7 @@ struct Session {
     short_of_memory_count: AtomicUsize,
     stages: ReceiveStages,
     progress: Option<Arc<ProgressCell>>,
+    on_ready: Option<OnReady>,
 }
 
 impl Session {
@@ -343,6 +347,7 @@ async fn receive_session(
     }
     let session = Arc::new(Session {
         progress: context.progress.clone(),
+        on_ready: context.on_ready.clone(),
         stages: ReceiveStages::new(&open.checkpoint),
         core: Mutex::new(core),
         staging,
@@ -421,6 +426,8 @@ async fn drive(
     pace_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut superseded = seat.superseded.clone();
     let mut commit: Option<JoinHandle<()>> = None;
+    // Of what was there at the start; told of in order, and before it is published.
+    let mut telling: Option<JoinHandle<()>> = None;
     loop {
         if let Some(error) = session.take_failure() {
             finish_commit(commit).await;
@@ -431,6 +438,12 @@ async fn drive(
             (core.poll(Instant::now()), core.disk_wait())
         };
         session.stages.set_disk_wait(disk_wait);
+        if session.on_ready.is_some() {
+            let complete = session.core().take_complete_at_start();
+            if !complete.is_empty() {
+                telling = Some(spawn_tell_ready(session, complete, telling.take()));
+            }
+        }
         session.tell_progress();
         match action {
             Some(ReceiveAction::Send(frame)) => {
@@ -453,7 +466,15 @@ async fn drive(
                 spawn_compare(session, job);
                 continue;
             }
-            Some(ReceiveAction::Publish(plan)) => return Ok(plan),
+            Some(ReceiveAction::Publish(plan)) => {
+                // Paths that are told of are those of staging.
+                finish_commit(telling).await;
+                finish_commit(commit).await;
+                return match session.take_failure() {
+                    Some(error) => Err(error),
+                    None => Ok(plan),
+                };
+            }
             None => {}
         }
         session.turn.send_replace(());

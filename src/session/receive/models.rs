@@ -116,6 +116,7 @@ impl Model {
             aliases: Vec::new(),
             crc32c: None,
             trainable: None,
+            is_first: false,
         };
         let source = SourceState {
             key: [1; 16],

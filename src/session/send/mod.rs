@@ -41,7 +41,7 @@ use crate::{
         PipelineStage, ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender,
         SenderConfig, SenderFrame,
     },
-    source::{Extent, ReadMode, SourceEntry, Supply},
+    source::{Extent, Globs, ReadMode, SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
         encode_sources_and_entries, pb,
@@ -98,6 +98,8 @@ pub(crate) struct SendContext {
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) codec: CodecChoice,
     pub(crate) read_mode: ReadMode,
+    /// What goes before the rest.
+    pub(crate) first: Arc<Globs>,
     /// What is left out; `None` wherever bytes matter.
     pub(crate) rehearsal: Option<Rehearsal>,
     /// Memory for chunks on their way; half of it bounds the window.
@@ -392,7 +394,7 @@ async fn drive(session: &Arc<Session>, out: &LaneSender) -> Result<Done, SendErr
     let mut source_count = 0;
     // What the role said after the last cell of a run.
     let mut ahead = None;
-    take_entries(source, &mut session.core());
+    take_entries(&session.context, &mut session.core());
     loop {
         if let Some(error) = session.take_failure() {
             tell_why(out, &error).await;
@@ -436,7 +438,7 @@ async fn drive(session: &Arc<Session>, out: &LaneSender) -> Result<Done, SendErr
                 session.stages.set_waiting(has_no_room, !source.is_sealed());
                 tokio::select! {
                     () = session.wake.notified() => {}
-                    () = source.grown(&mut grown) => take_entries(source, &mut session.core()),
+                    () = source.grown(&mut grown) => take_entries(&session.context, &mut session.core()),
                     () = cancelled(&mut cancel) => {}
                 }
                 session.stages.set_waiting(false, false);
@@ -488,12 +490,14 @@ fn take_run(
 }
 
 /// Tells the role of entries that it does not know yet.
-fn take_entries(source: &Supply, core: &mut Sender) {
+fn take_entries(context: &SendContext, core: &mut Sender) {
+    let source = &context.source;
     // Asked first: entries that come in between are taken now or next time.
     let is_sealed = source.is_sealed();
     for index in core.entry_count()..source.entry_count() {
         if let Some(header) = source.with_entry(index, |entry| entry.header.clone()) {
-            core.add(header);
+            let is_first = context.first.matches(&header.name);
+            core.add(header, is_first);
         }
     }
     if is_sealed {
@@ -527,7 +531,8 @@ async fn announce(
     let mut batch = Vec::new();
     let (mut first, mut bytes) = (entries.start, 0);
     for index in entries {
-        let Some(announcement) = source.with_entry(index as usize, announcement_of) else {
+        let look = |entry: &SourceEntry| announcement_of(entry, &session.context.first);
+        let Some(announcement) = source.with_entry(index as usize, look) else {
             break;
         };
         let frame = encode_sources_and_entries(0, &[], index, std::slice::from_ref(&announcement));
@@ -545,7 +550,7 @@ async fn announce(
     send_message(out, [encode_message(&frame)]).await
 }
 
-fn announcement_of(entry: &SourceEntry) -> Announcement {
+fn announcement_of(entry: &SourceEntry, first: &Globs) -> Announcement {
     Announcement {
         header: entry.header.clone(),
         sources: entry.sources.clone(),
@@ -553,6 +558,7 @@ fn announcement_of(entry: &SourceEntry) -> Announcement {
         aliases: entry.aliases.clone(),
         crc32c: entry.crc32c,
         trainable: entry.trainable,
+        is_first: first.matches(&entry.header.name),
     }
 }
 
