@@ -1,6 +1,7 @@
 //! The client: reaches a server, pushes, asks.
 
 use crate::{
+    attempts::Attempts,
     error::Error,
     loopback::Connector,
     open_push::OpenPush,
@@ -38,8 +39,6 @@ use tower_service::Service as _;
 pub const DEFAULT_PORT: u16 = 7744;
 /// A server must take the connection within this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Waits between attempts double from the first to the second of these.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// A server, by address. Connections are made when they are needed.
 ///
@@ -446,7 +445,7 @@ impl Client {
     }
 
     /// Opens one lane of a push.
-    async fn open_lane(&self) -> Result<SendLane, SendError> {
+    pub(crate) async fn open_lane(&self) -> Result<SendLane, SendError> {
         let (out, response, channel) = self.open_call(PUSH_PATH).await?;
         let code = response.status();
         let decoder = tonic_prost::ProstDecoder::<pb::ReceiverFrame>::default();
@@ -518,7 +517,7 @@ impl Push {
         self.context.progress.update(|p| {
             p.total_bytes = self.context.source.total_bytes();
         });
-        let mut fruitless = 0;
+        let mut attempts = Attempts::new(self.options.retries);
         loop {
             let before = self.context.progress.snapshot();
             let error = match self.attempt(&open).await {
@@ -530,20 +529,14 @@ impl Push {
             if !is_retryable(&error, was_accepted) {
                 return Err(self.client.error(error));
             }
-            // Only bytes that stay on the receiver count as progress.
-            fruitless = if after.durable_bytes > before.durable_bytes {
-                0
-            } else {
-                fruitless + 1
-            };
-            if fruitless > self.options.retries {
+            let Some(fruitless) = attempts.failed(&before, &after) else {
                 return Err(self.client.error(error));
-            }
+            };
             tracing::info!(%error, attempt = fruitless, "the connection failed; trying again");
             // What an accepted --restart threw away must not be thrown away again.
             open.restart &= !was_accepted;
             self.context.progress.update(|p| p.stage = Stage::Waiting);
-            self.wait(fruitless).await?;
+            attempts.pause(&mut self.context.cancel).await?;
         }
     }
 
@@ -589,22 +582,6 @@ impl Push {
             () = cancelled(&mut cancel) => return Err(SendError::Interrupted),
         };
         Box::pin(send(self.context.clone(), open, lane)).await
-    }
-
-    /// Waits between attempts, a random half to whole of the doubled time.
-    async fn wait(&mut self, fruitless: u32) -> Result<(), Error> {
-        let doubled = BACKOFF
-            .0
-            .saturating_mul(1 << fruitless.min(10))
-            .min(BACKOFF.1);
-        let mut random = [0; 2];
-        let _ = getrandom::fill(&mut random);
-        let wait =
-            doubled / 2 + doubled / 2 * u32::from(u16::from_le_bytes(random)) / u32::from(u16::MAX);
-        tokio::select! {
-            () = tokio::time::sleep(wait) => Ok(()),
-            () = cancelled(&mut self.context.cancel) => Err(Error::Interrupted),
-        }
     }
 
     fn report(&self, done: &Done, begun: Instant) -> TransferReport {

@@ -50,9 +50,11 @@
 //!
 //! The modules are floors; imports run downwards only (see ARCHITECTURE.md).
 
+mod attempts;
 pub mod blocking;
 mod checkpoint;
 mod client;
+mod copy;
 mod embedded;
 mod error;
 mod export;
@@ -91,6 +93,7 @@ pub use checkpoint::{
     discard_folder, list_folder, status_folder,
 };
 pub use client::{CheckpointStatus, CheckpointSummary, Client, DEFAULT_PORT};
+pub use copy::CopyOptions;
 pub use embedded::Embedded;
 pub use error::{Error, ErrorCode};
 pub use export::{ExportOptions, ExportReport, export_npz, export_safetensors};

@@ -2,6 +2,7 @@
 //! a server takes in a push, and trusts the server no more than that one trusts a client.
 
 use crate::{
+    attempts::Attempts,
     checkpoint::{landing_place, local_target},
     client::{Client, is_retryable},
     error::Error,
@@ -31,12 +32,12 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::JoinSet, time::timeout};
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, transport::Channel};
 
 /// Lanes that are offered when the user leaves their number open.
 const AUTO_LANES: u32 = 4;
 /// A server that opens a large checkpoint may need some time before it speaks.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// After the end the server has this long to end the call.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause before a lane is offered again, and before the next attempt at first.
@@ -166,7 +167,8 @@ impl Pull {
             let _ = drain.send(true);
             std::future::pending::<()>().await;
         });
-        let (mut fruitless, mut restart) = (0, self.options.transfer.restart);
+        let mut attempts = Attempts::new(self.options.transfer.retries);
+        let mut restart = self.options.transfer.restart;
         let begun = Instant::now();
         loop {
             let before = self.progress.snapshot();
@@ -190,38 +192,23 @@ impl Pull {
             if !error.is_retryable(was_accepted) {
                 return Err(error.into_error(&self.client));
             }
-            fruitless = match after.durable_bytes > before.durable_bytes {
-                true => 0,
-                false => fruitless + 1,
-            };
-            if fruitless > self.options.transfer.retries {
+            let Some(fruitless) = attempts.failed(&before, &after) else {
                 return Err(error.into_error(&self.client));
-            }
+            };
             tracing::info!(%error, attempt = fruitless, "the connection failed; trying again");
             // What an accepted restart threw away must not be thrown away again.
             restart &= !was_accepted;
             self.progress.update(|p| p.stage = Stage::Waiting);
-            let pause = PAUSE.saturating_mul(1 << fruitless.min(10)).min(MAX_PAUSE);
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = cancelled(&mut self.cancel) => return Err(Error::Interrupted),
-            }
+            attempts.pause(&mut self.cancel).await?;
         }
     }
 
     fn check(&self) -> Result<Option<u64>, Error> {
-        self.options.transfer.check()?;
         if self.options.max_bytes == Some(0) {
             let why = "0 as the most bytes of a pull allows nothing";
             return Err(Error::Usage(why.to_owned()));
         }
-        match self.options.transfer.rate_limit {
-            RateLimit::None => Ok(None),
-            RateLimit::BytesPerSecond(rate) => Ok(Some(rate)),
-            RateLimit::File(_) => Err(Error::Usage(
-                "the rate of a pull is a number: the server keeps it".to_owned(),
-            )),
-        }
+        check(&self.options.transfer)
     }
 
     /// Stands for this work in every session of it. The parent exists by now, so that it has
@@ -260,25 +247,11 @@ impl Pull {
             .quota_checkpoint(self.options.max_bytes.unwrap_or(0))
             .prepare()
             .await?;
-        receiving.context.options.max_lanes = self.lane_count();
+        receiving.context.options.max_lanes = lane_count(transfer);
         receiving.context.options.open_timeout = OPEN_TIMEOUT;
         receiving.context.progress = Some(Arc::clone(&self.progress));
         receiving.context.on_ready = self.options.on_ready.clone();
         Ok(receiving)
-    }
-
-    fn lane_count(&self) -> u32 {
-        let transfer = &self.options.transfer;
-        match transfer.lanes {
-            Lanes::Fixed(count) => count,
-            Lanes::Auto => {
-                let chunk_len = transfer.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT);
-                let held = transfer.budget_bytes / (CHUNKS_PER_LANE * u64::from(chunk_len));
-                AUTO_LANES
-                    .min(u32::try_from(held).unwrap_or(LANES_MAX))
-                    .max(1)
-            }
-        }
     }
 
     /// One session, from dialling to its end.
@@ -299,7 +272,7 @@ impl Pull {
             include: self.options.include.clone(),
             exclude: self.options.exclude.clone(),
             out_format: self.options.transfer.out_format,
-            max_lanes: self.lane_count(),
+            max_lanes: lane_count(&self.options.transfer),
             lane_token,
             rate_bytes_per_second: rate,
             first: self.options.transfer.first.clone(),
@@ -312,7 +285,7 @@ impl Pull {
         let terms = self.terms(place, transfer_id, restart);
         // They end with this attempt.
         let mut lanes = JoinSet::new();
-        for _ in 1..self.lane_count() {
+        for _ in 1..lane_count(&self.options.transfer) {
             lanes.spawn(keep_offering(
                 self.client.clone(),
                 context.clone(),
@@ -372,16 +345,48 @@ impl Pull {
     }
 }
 
+/// Whether such a transfer can begin where a server sends; the rate that it keeps.
+pub(crate) fn check(transfer: &PushOptions) -> Result<Option<u64>, Error> {
+    transfer.check()?;
+    match transfer.rate_limit {
+        RateLimit::None => Ok(None),
+        RateLimit::BytesPerSecond(rate) => Ok(Some(rate)),
+        RateLimit::File(_) => Err(Error::Usage(
+            "a rate out of a file is for a push: here it is a number, which the server keeps"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Lanes that are offered to a server that sends.
+pub(crate) fn lane_count(transfer: &PushOptions) -> u32 {
+    match transfer.lanes {
+        Lanes::Fixed(count) => count,
+        Lanes::Auto => {
+            let chunk_len = transfer.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT);
+            let held = transfer.budget_bytes / (CHUNKS_PER_LANE * u64::from(chunk_len));
+            AUTO_LANES
+                .min(u32::try_from(held).unwrap_or(LANES_MAX))
+                .max(1)
+        }
+    }
+}
+
 /// A call that has begun: its first frame is on its way.
 struct Dialled {
     out: LaneSender,
     body: Body,
     /// How the server ended the call.
     status: Arc<Mutex<Option<Status>>>,
-    _keeps: tonic::transport::Channel,
+    _keeps: Channel,
 }
 
-async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> {
+/// Begins a call in which the server sends, with this first frame; the channel keeps its
+/// connection open.
+pub(crate) async fn begin_pull(
+    client: &Client,
+    first: &PullFirst,
+) -> Result<(LaneSender, Body, Channel), SendError> {
     let opened = timeout(OPEN_TIMEOUT, client.open_call(PULL_PATH)).await;
     let (out, response, channel) = opened.map_err(|_| SendError::Disconnected {
         message: format!("no answer to the call for {} s", OPEN_TIMEOUT.as_secs()),
@@ -391,9 +396,14 @@ async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> 
     };
     let first = encode_message(&encode_pull_first(first));
     out.send([first]).await.map_err(closed)?;
+    Ok((out, response.into_body(), channel))
+}
+
+async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> {
+    let (out, inner, channel) = begin_pull(client, first).await?;
     let status = Arc::default();
     let body = Body::new(Ended {
-        inner: response.into_body(),
+        inner,
         status: Arc::clone(&status),
     });
     Ok(Dialled {

@@ -644,10 +644,7 @@ mod tests {
         };
         let mut sender = Sender::new(config, None);
         let len = 4 * u64::from(CHUNK_LEN_MIN);
-        sender.add(
-            EntryHeader::tensor("t", Dtype::U8, &[len]).unwrap(),
-            false,
-        );
+        sender.add(EntryHeader::tensor("t", Dtype::U8, &[len]).unwrap(), false);
         sender.seal();
         sender.poll();
         let ask = |wanted, last| ReceiverFrame {

@@ -12,6 +12,7 @@ mod rate;
 mod receive;
 mod registry;
 mod rehearsal;
+mod relay;
 mod send;
 #[cfg(test)]
 mod simulation;
@@ -29,6 +30,7 @@ pub(crate) use rate::{Throttle, read_rate};
 pub(crate) use receive::{ReceiveContext, ReceiveOptions, Terms, receive};
 pub(crate) use registry::Registry;
 pub(crate) use rehearsal::{REHEARSAL_FORMAT, Rehearsal};
+pub(crate) use relay::{Account, RelayEnd, RelayError, SenderFrames, farewell, relay};
 pub(crate) use send::{Connect, SendContext, SendLane, cancelled, send, status_error};
 #[cfg(test)]
 pub(crate) use stages::throttle;

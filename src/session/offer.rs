@@ -266,10 +266,7 @@ type Opened = (Arc<SourceSet>, Open, Globs);
 
 /// The checkpoint that is wanted, and how its transfer opens. One that is replaced in
 /// that moment is opened again: the sums of one must not meet the files of another.
-fn open_source(
-    context: &OfferContext,
-    wanted: &PullOpen,
-) -> Result<Opened, SendError> {
+fn open_source(context: &OfferContext, wanted: &PullOpen) -> Result<Opened, SendError> {
     let name = &wanted.checkpoint;
     if let Some(path) = context.exports.get(name) {
         return open_path(path, None, wanted);
@@ -298,11 +295,7 @@ fn open_source(
     Err(ProtocolError::new(Reason::SourceChanged, why).into())
 }
 
-fn open_path(
-    path: &Path,
-    manifest: Option<&[u8]>,
-    wanted: &PullOpen,
-) -> Result<Opened, SendError> {
+fn open_path(path: &Path, manifest: Option<&[u8]>, wanted: &PullOpen) -> Result<Opened, SendError> {
     let name = &wanted.checkpoint;
     let mut options = SourceOptions::default();
     (options.include, options.exclude) = (wanted.include.clone(), wanted.exclude.clone());

@@ -111,6 +111,7 @@ pub(crate) enum Verb {
     Serve(ServeArgs),
     Push(PushArgs),
     Pull(PullArgs),
+    Copy(CopyArgs),
     List(ListArgs),
     Status(StatusArgs),
     Inspect(InspectArgs),
@@ -364,6 +365,37 @@ pub(crate) struct PullArgs {
     /// named so are read-only
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_READY")]
     pub(crate) ready: bool,
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
+}
+
+/// Copy a checkpoint from one server to another; run it again to resume
+///
+/// SRC and DEST are ferry://HOST[:PORT]/NAME, or HOST:NAME (port 7744). The bytes pass
+/// through the memory of this machine, a few chunks at a time, and never touch its disk:
+/// the server of DEST checks them, makes them durable and publishes them.
+///
+/// The first Ctrl-C stops in good order, says how much is safe and how to go on; the second
+/// stops at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  tensorferry copy ferry://lab/run7 ferry://archive:9000/runs/7
+  tensorferry copy lab:run7 archive:run7-decoder --include 'decoder.*'")]
+pub(crate) struct CopyArgs {
+    /// Where it is: ferry://HOST[:PORT]/NAME or HOST:NAME
+    #[arg(value_name = "SRC")]
+    pub(crate) src: OsString,
+    /// Where it goes: the same of another server, or another name
+    #[arg(value_name = "DEST")]
+    pub(crate) dest: OsString,
+    /// Take only tensors with names like this; `*` is any text, `?` one character. May
+    /// be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_INCLUDE")]
+    pub(crate) include: Vec<String>,
+    /// Leave out tensors with names like this; may be given several times
+    #[arg(long, value_name = "GLOB", env = "TENSORFERRY_EXCLUDE")]
+    pub(crate) exclude: Vec<String>,
     #[command(flatten)]
     pub(crate) transfer: TransferArgs,
 }

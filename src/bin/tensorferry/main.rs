@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod completions;
+mod copy;
 mod demo;
 mod demo_cut;
 mod demo_source;
@@ -76,6 +77,7 @@ async fn run(verb: Verb, output: &'static Output) -> Result<(), Failure> {
         Verb::Serve(args) => Box::pin(serve::run(args, output)).await,
         Verb::Push(args) => Box::pin(push::run(args, output)).await,
         Verb::Pull(args) => Box::pin(pull::run(args, output)).await,
+        Verb::Copy(args) => Box::pin(copy::run(args, output)).await,
         Verb::List(args) => list::run(args, output).await,
         Verb::Status(args) => status::run(args, output).await,
         Verb::Inspect(args) => inspect::run(args, output).await,

@@ -5,18 +5,11 @@ use crate::{
     exit::Failure,
     interrupt::Interrupt,
     output::Output,
-    push::{self, Way},
+    push::{self, RouteEvent, Way},
     ready,
     target::{self, Target},
 };
-use serde::Serialize;
 use tensorferry::{Client, Error, ErrorCode, OnReady, PullOptions};
-
-#[derive(Serialize)]
-struct BeginEvent<'a> {
-    source: &'a str,
-    destination: &'a str,
-}
 
 pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), Failure> {
     let mut options = PullOptions::default();
@@ -40,6 +33,12 @@ pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), F
             return Err(Error::Usage(why).into());
         }
     };
+    if let address @ Target::Server { .. } = Target::parse(args.dir.as_os_str())? {
+        let why = format!(
+            "{address} is no folder: pull brings a checkpoint here; copy takes it from server to server"
+        );
+        return Err(Error::Usage(why).into());
+    }
     let name = target::checkpoint_name(&authority, &name)?;
     let client = Client::new(&authority)?;
     // From here on Ctrl-C keeps what is durable.
@@ -47,30 +46,22 @@ pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), F
     let place = args.dir.display().to_string();
     output.event(
         "begin",
-        &BeginEvent {
+        &RouteEvent {
             source: &format!("ferry://{authority}/{name}"),
             destination: &place,
         },
     );
     let transfer = client.pull(&name, &args.dir, options);
     let (progress, result) = push::follow(transfer, 0, &mut interrupt, output).await;
-    let bytes = progress.total_bytes;
     match result {
         Ok(report) => {
             push::tell_done(&report, Way::Pull, &place, output);
             Ok(())
         }
-        Err(Error::Interrupted) => Err(push::tell_stopped(&progress, bytes, &place, output)),
-        Err(error) if error.is_retryable() => {
-            if progress.durable_bytes > 0 {
-                output.talk(&push::safe_words("cut off", &progress, bytes, &place));
-            }
-            Err(Failure::leaving(error, push::left(&progress, bytes)))
-        }
         Err(error) if error.code() == ErrorCode::NoSpace && args.max_bytes > 0 => {
             let hint = "raise --max-bytes, or take a part of it with --include; or free space here";
             Err(Failure::with_hint(error, hint))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(push::tell_failed(error, &progress, &place, output)),
     }
 }

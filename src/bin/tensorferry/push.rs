@@ -294,6 +294,7 @@ pub(crate) async fn follow(
 pub(crate) enum Way {
     Push,
     Pull,
+    Copy,
 }
 
 /// `place` = where it is now.
@@ -344,6 +345,7 @@ pub(crate) fn tell_done(report: &TransferReport, way: Way, place: &str, output: 
     let (did, moved) = match way {
         Way::Push => ("pushed", "sent"),
         Way::Pull => ("pulled", "received"),
+        Way::Copy => ("copied", "passed on"),
     };
     output.human(&format!(
         "{did} {what} to {place} in {} ({}): {moved} {}, resumed {}, {durability}",
@@ -354,6 +356,33 @@ pub(crate) fn tell_done(report: &TransferReport, way: Way, place: &str, output: 
     ));
     if let Some(line) = stages::line(&report.stages) {
         output.human(&line);
+    }
+}
+
+/// Of a transfer whose checkpoint is known to this side only as far as it was told.
+#[derive(Serialize)]
+pub(crate) struct RouteEvent<'a> {
+    pub(crate) source: &'a str,
+    pub(crate) destination: &'a str,
+}
+
+/// Says what is safe, where that is of use.
+pub(crate) fn tell_failed(
+    error: Error,
+    progress: &Progress,
+    place: &str,
+    output: &Output,
+) -> Failure {
+    let bytes = progress.total_bytes;
+    match error {
+        Error::Interrupted => tell_stopped(progress, bytes, place, output),
+        error if error.is_retryable() => {
+            if progress.durable_bytes > 0 {
+                output.talk(&safe_words("cut off", progress, bytes, place));
+            }
+            Failure::leaving(error, left(progress, bytes))
+        }
+        error => error.into(),
     }
 }
 

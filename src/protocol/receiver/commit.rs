@@ -3,7 +3,10 @@
 use super::{Group, GroupCells, InCommit, PublishPlan, ReceiveAction, Receiver};
 use crate::{
     plan::{RangeSet, clip, digest_entries},
-    protocol::{Announcement, Finish, ManifestPromise, ProtocolError, Reason, slot::{Slot, SlotFile}},
+    protocol::{
+        Announcement, Finish, ManifestPromise, ProtocolError, Reason,
+        slot::{Slot, SlotFile},
+    },
 };
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -14,9 +17,8 @@ impl Receiver {
         let numbers = self.in_commit.iter().filter(|g| g.id == group.id);
         let numbers = numbers.flat_map(|g| &g.numbers);
         let slots = numbers.filter_map(|number| self.slots.get(number));
-        let is_last = |slot: &&Slot| {
-            slot.durable.count() + slot.committing.count() == slot.cell_count
-        };
+        let is_last =
+            |slot: &&Slot| slot.durable.count() + slot.committing.count() == slot.cell_count;
         slots.filter(is_last).map(|s| Arc::clone(&s.slot)).collect()
     }
 

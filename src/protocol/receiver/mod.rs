@@ -14,7 +14,8 @@ pub use work::{
 
 use super::{
     Announcement, CONTAINER_FILE, Durable, Finish, Keep, ManifestPromise, ProtocolError, Reason,
-    ReceiverFrame, Wanted, lane::ReceiveLane,
+    ReceiverFrame, Wanted,
+    lane::ReceiveLane,
     slot::{Slot, SlotFile},
 };
 use crate::plan::{FileNames, Place, Places, RangeSet, SourceKey, SourceState};

@@ -118,10 +118,7 @@ pub(super) fn spawn_tell_ready(
 
 /// From now on nobody writes to the files of these entries. Those that share a file are
 /// left out: others are still written to it.
-fn seal(
-    session: &Session,
-    complete: Vec<Arc<SlotFile>>,
-) -> Result<Vec<ReadyTensor>, SessionError> {
+fn seal(session: &Session, complete: Vec<Arc<SlotFile>>) -> Result<Vec<ReadyTensor>, SessionError> {
     let Some(on_ready) = &session.on_ready else {
         return Ok(Vec::new());
     };
