@@ -270,8 +270,12 @@ impl Copy {
                 message: "the receiver closed the stream before the end".to_owned(),
             })
         })?;
-        // The sender hears that it is done.
-        let _ = timeout(FAREWELL_TIMEOUT, to_sender.drained()).await;
+        // The sender has heard that it is done when it ends the call.
+        let _ = timeout(FAREWELL_TIMEOUT, async {
+            to_sender.drained().await;
+            while let Ok(Some(_)) = frames.next().await {}
+        })
+        .await;
         Ok(Copied { done, account })
     }
 

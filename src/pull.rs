@@ -23,8 +23,9 @@ use crate::{
     wire::{LaneSender, PULL_PATH, encode_message, encode_pull_first},
 };
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use std::{
+    future::poll_fn,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -376,6 +377,8 @@ pub(crate) fn lane_count(transfer: &PushOptions) -> u32 {
 struct Dialled {
     out: LaneSender,
     body: Body,
+    /// The same, to be read to its end when the session has done with it.
+    answer: Answer,
     /// How the server ended the call.
     status: Arc<Mutex<Option<Status>>>,
     _keeps: Channel,
@@ -401,14 +404,15 @@ pub(crate) async fn begin_pull(
 
 async fn dial(client: &Client, first: &PullFirst) -> Result<Dialled, SendError> {
     let (out, inner, channel) = begin_pull(client, first).await?;
-    let status = Arc::default();
+    let (status, answer) = (Arc::default(), Arc::new(Mutex::new(inner)));
     let body = Body::new(Ended {
-        inner,
+        answer: Arc::clone(&answer),
         status: Arc::clone(&status),
     });
     Ok(Dialled {
         out,
         body,
+        answer,
         status,
         _keeps: channel,
     })
@@ -424,6 +428,7 @@ async fn take_in(
     let Dialled {
         out,
         body,
+        answer,
         status,
         _keeps,
     } = dialled;
@@ -431,8 +436,13 @@ async fn take_in(
     let said = status.lock().unwrap_or_else(PoisonError::into_inner).take();
     match result {
         Ok(done) => {
-            // The last frame is in the queue of the connection: let it go out.
-            let _ = timeout(FAREWELL_TIMEOUT, out.drained()).await;
+            // The last frame is in the queue of the connection, and would go with it: the
+            // server has heard it when it ends the call.
+            let _ = timeout(FAREWELL_TIMEOUT, async {
+                out.drained().await;
+                while let Some(Ok(_)) = poll_fn(|cx| poll_answer(&answer, cx)).await {}
+            })
+            .await;
             Ok(done)
         }
         Err(error) => match said {
@@ -466,9 +476,19 @@ async fn keep_offering(client: Client, mut context: ReceiveContext, token: Diges
     }
 }
 
+type Answer = Arc<Mutex<Body>>;
+
+fn poll_answer(
+    answer: &Answer,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    let mut body = answer.lock().unwrap_or_else(PoisonError::into_inner);
+    Pin::new(&mut *body).poll_frame(cx)
+}
+
 /// The body of an answer, which keeps how the call ended.
 struct Ended {
-    inner: Body,
+    answer: Answer,
     status: Arc<Mutex<Option<Status>>>,
 }
 
@@ -477,10 +497,10 @@ impl http_body::Body for Ended {
     type Error = Status;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let frame = ready!(poll_answer(&self.answer, cx));
         if let Some(Ok(frame)) = &frame
             && let Some(trailers) = frame.trailers_ref()
             && let Some(status) = Status::from_header_map(trailers)

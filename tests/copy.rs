@@ -39,7 +39,11 @@ async fn publish(server: &TestServer, temp: &Path, seed: &str, overwrite: bool) 
     let dir = temp.join(format!("source {seed}"));
     fs::create_dir(&dir).unwrap();
     for (tensor, len) in tensors() {
-        fs::write(dir.join(format!("{tensor}.npy")), file_of(seed, &tensor, len)).unwrap();
+        fs::write(
+            dir.join(format!("{tensor}.npy")),
+            file_of(seed, &tensor, len),
+        )
+        .unwrap();
     }
     fs::write(dir.join("config.json"), seed).unwrap();
     let source = SourceSet::open(&[dir], &SourceOptions::default()).unwrap();
@@ -162,7 +166,10 @@ async fn a_copy_that_was_stopped_goes_on_where_the_far_disk_stands() {
     let durable_bytes = watcher.progress().durable_bytes;
     let status = to.status(&name("backup/run")).await.unwrap();
     let there = status.transfer.unwrap().durable_bytes;
-    assert!(durable_bytes > 0 && there >= durable_bytes, "{there} of {durable_bytes}");
+    assert!(
+        durable_bytes > 0 && there >= durable_bytes,
+        "{there} of {durable_bytes}"
+    );
 
     // Later connections through the relay are free.
     let report = start().await.unwrap();

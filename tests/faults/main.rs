@@ -11,6 +11,9 @@
 //! program than the one built beside this, `--workdir DIR` for roots and images, `--table
 //! FILE` to which a row of Markdown is added. Where a scenario needs root or a tool that is
 //! not there, it says `not run`.
+//!
+//! With `TENSORFERRY_TURNED=1` the roles are swapped: every server is a client that pulls
+//! (see `turned`).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,6 +47,7 @@ mod space;
 mod strike;
 mod syscalls;
 mod track;
+mod turned;
 mod write_log;
 
 use scenario::{Report, Setting};
@@ -88,7 +92,16 @@ const SHORT: &[(&str, u64)] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if(|word| word == "turned").is_some() {
+        return match turned::serve(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                println!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut names = Vec::new();
     let mut setting = Setting {
         runtime: tokio::runtime::Builder::new_multi_thread()

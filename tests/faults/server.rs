@@ -1,5 +1,6 @@
 //! A server process of the real program.
 
+use crate::turned::is_turned;
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
@@ -55,7 +56,7 @@ impl Serve {
     pub(crate) fn new(binary: &Path) -> Self {
         Serve {
             binary: binary.to_owned(),
-            wrapper: Vec::new(),
+            wrapper: turning(),
             options: Vec::new(),
             port: 0,
         }
@@ -77,6 +78,7 @@ impl Serve {
             &format!("inject={call}:{fault}:when={when}"),
         ];
         self.wrapper = words.map(str::to_owned).to_vec();
+        self.wrapper.extend(turning());
         self
     }
 
@@ -89,6 +91,15 @@ impl Serve {
         words.extend(["--listen".to_owned(), listen]);
         words.extend(self.options.iter().cloned());
         launch(&words)
+    }
+}
+
+/// Words that make a server a client that pulls, where that is wished.
+fn turning() -> Vec<String> {
+    let this = || std::env::current_exe().expect("this program has a path");
+    match is_turned() {
+        true => vec![this().display().to_string(), "turned".to_owned()],
+        false => Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     dice::Dice,
     frames::{CHUNK, Load, Part, blob, noise, tensor_with},
+    turned,
 };
 use std::{
     collections::BTreeSet,
@@ -243,6 +244,9 @@ impl Track {
 
     /// The folder in which its unfinished files lie.
     pub(crate) fn staging(&self, root: &Path) -> PathBuf {
+        if turned::is_turned() {
+            return turned::staging(root, &self.name);
+        }
         let hash = blake3::hash(self.name.as_bytes()).to_hex();
         root.join(".tensorferry/transfers").join(&hash[..16])
     }
