@@ -23,6 +23,7 @@ use crate::{
 };
 use http::{HeaderValue, Request, Response, Version, header};
 use std::{
+    collections::BTreeMap,
     future::poll_fn,
     sync::Arc,
     time::{Duration, Instant},
@@ -256,13 +257,42 @@ impl Client {
         key: &str,
         options: PushOptions,
     ) -> Result<OpenPush, Error> {
+        self.push_open_with(name, key, BTreeMap::new(), options)
+    }
+
+    /// As [`Client::push_open`], with free text for the manifest, by key.
+    ///
+    /// # Errors
+    /// As [`Client::push_open`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn push_open_with(
+        &self,
+        name: &CheckpointName,
+        key: &str,
+        metadata: BTreeMap<String, String>,
+        options: PushOptions,
+    ) -> Result<OpenPush, Error> {
+        self.push_open_as(name, name.as_str().to_owned(), key, metadata, options)
+    }
+
+    /// With the text that stands for the target in the identity of the transfer.
+    pub(crate) fn push_open_as(
+        &self,
+        name: &CheckpointName,
+        target: String,
+        key: &str,
+        metadata: BTreeMap<String, String>,
+        options: PushOptions,
+    ) -> Result<OpenPush, Error> {
         if options.out_format != OutFormat::Npy {
             let why = "a checkpoint that is still being produced lands as .npy files only";
             return Err(Error::Usage(why.to_owned()));
         }
         let source = Arc::new(GrowingSource::new()?);
-        let target = name.as_str().to_owned();
         let open = Open {
+            metadata,
             // Known to no other push: should the answer to Finish be lost, what stands
             // there then is recognised.
             fingerprint: Some(source.fingerprint()),
@@ -543,6 +573,12 @@ impl Push {
     /// A connection breaks, too, when the file that is being sent out of its map is cut:
     /// then the source is to blame, and trying again would not help.
     async fn blame(&self, error: SendError) -> SendError {
+        if let SendError::Refused { reason, message } = &error
+            && *reason == Reason::Checksum
+            && let Some(name) = self.context.source.changed_in_memory(message)
+        {
+            return SourceError::Mutated { name }.into();
+        }
         if !matches!(error, SendError::Disconnected { .. }) {
             return error;
         }

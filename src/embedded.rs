@@ -5,6 +5,7 @@ use crate::{
     checkpoint::{landing_place, local_target},
     client::Client,
     error::Error,
+    open_push::OpenPush,
     options::{BUDGET_BYTES_MIN, PushOptions},
     server::Server,
     source::SourceSet,
@@ -12,6 +13,7 @@ use crate::{
     transfer::Transfer,
 };
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -95,6 +97,23 @@ impl Embedded {
         Ok(self
             .client
             .push_as(source.into(), &WIRE_NAME.parse()?, target, options))
+    }
+
+    /// Pushes what is still being produced into the folder, as
+    /// [`Client::push_open_with`](crate::Client::push_open_with) does.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when the system has no random numbers.
+    pub fn push_open_with(
+        &self,
+        key: &str,
+        metadata: BTreeMap<String, String>,
+        options: PushOptions,
+    ) -> Result<OpenPush, Error> {
+        let target = local_target(&self.parent, &self.folder);
+        let name = WIRE_NAME.parse()?;
+        self.client
+            .push_open_as(&name, target, key, metadata, options)
     }
 
     /// Stops the server; what is written is committed. Removes the service folder

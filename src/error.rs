@@ -118,7 +118,9 @@ impl Error {
     pub fn code(&self) -> ErrorCode {
         match self {
             Error::Source(SourceError::NotFound { .. }) => ErrorCode::SourceMissing,
-            Error::Source(SourceError::Changed { .. }) => ErrorCode::SourceChanged,
+            Error::Source(SourceError::Changed { .. } | SourceError::Mutated { .. }) => {
+                ErrorCode::SourceChanged
+            }
             Error::Source(SourceError::Malformed { .. }) => ErrorCode::Integrity,
             Error::Source(SourceError::Selection { .. } | SourceError::Choice { .. }) => {
                 ErrorCode::Usage
@@ -154,6 +156,11 @@ impl Error {
         {
             return Some(
                 "another push took this one's place: it goes on with what is durable, unless it was told to --restart; `tensorferry status` shows how far it is",
+            );
+        }
+        if let Error::Source(SourceError::Mutated { .. }) = self {
+            return Some(
+                "save when nothing trains, or take a snapshot first; nothing was published, and what is still equal is not sent again",
             );
         }
         if let Error::Source(SourceError::Malformed { .. }) = self {

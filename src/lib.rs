@@ -110,6 +110,8 @@ pub use pull::PullOptions;
 pub use ready::{OnReady, ReadyTensor};
 pub use server::{Server, ServerBuilder};
 pub use session::{Progress, Stage, StageShare, Stages};
-pub use source::{ReadMode, SourceError, SourceOptions, SourceSet};
+pub use source::{
+    GrowingSource, MemoryEntry, NameFilter, ReadMode, SourceError, SourceOptions, SourceSet,
+};
 pub use store::WriteMode;
 pub use transfer::{Canceller, Transfer, TransferReport, Watcher};

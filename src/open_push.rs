@@ -4,7 +4,7 @@ use crate::{
     error::Error,
     format::Dtype,
     plan::EntryHeader,
-    source::{GrowingSource, SourceSet},
+    source::{GrowingSource, MemoryEntry, SourceSet},
     transfer::{Canceller, Transfer, Watcher},
 };
 use bytes::Bytes;
@@ -61,6 +61,15 @@ impl OpenPush {
     /// As [`OpenPush::add_tensor`].
     pub fn add(&self, header: EntryHeader, bytes: Bytes) -> Result<(), Error> {
         Ok(self.source.add(header, bytes)?)
+    }
+
+    /// Adds an entry with all that is known of it: whether it is trainable, and a sum by
+    /// which a change of its memory on the way shows.
+    ///
+    /// # Errors
+    /// As [`OpenPush::add_tensor`].
+    pub fn add_entry(&self, entry: MemoryEntry) -> Result<(), Error> {
+        Ok(self.source.add_entry(entry)?)
     }
 
     /// Adds everything in an opened checkpoint; its files are read as they are sent.

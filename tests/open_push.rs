@@ -6,7 +6,9 @@ mod common;
 
 use bytes::Bytes;
 use common::{product::*, *};
-use tensorferry::{Error, ErrorCode, OpenPush, format::Dtype};
+use tensorferry::{
+    Error, ErrorCode, MemoryEntry, OpenPush, SourceError, format::Dtype, plan::EntryHeader,
+};
 
 const LAYERS: usize = 6;
 
@@ -231,4 +233,49 @@ async fn a_receiver_that_gives_up_and_reads_nothing_more_is_not_waited_for() {
     let ended = tokio::time::timeout(HANG, push.finish()).await.unwrap();
     let error = ended.unwrap_err();
     assert!(error.to_string().contains("the disk is gone"), "{error}");
+}
+
+#[tokio::test]
+#[expect(
+    unsafe_code,
+    reason = "only a shared map can be written while it is lent"
+)]
+async fn memory_that_is_written_while_it_travels_is_noticed() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = TestServer::start(&temp.path().join("root")).await;
+    let path = temp.path().join("memory");
+    let old = noise("old", 8 * CHUNK);
+    std::fs::write(&path, &old).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    // SAFETY: what changes below is what the test is about; the file keeps its length.
+    let lent = Bytes::from_owner(unsafe { memmap2::Mmap::map(&file) }.unwrap());
+    let header = EntryHeader::tensor("w", Dtype::U8, &[lent.len() as u64]).unwrap();
+    let entry = MemoryEntry::new(header.clone(), lent).trainable(true);
+
+    let entry = entry.checked();
+    let change = |byte: u8| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[byte], 5 * CHUNK as u64).unwrap();
+    };
+    change(!old[5 * CHUNK]);
+    let push = begin(&server, "run");
+    push.add_entry(entry.clone()).unwrap();
+    let error = push.finish().await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::SourceChanged);
+    assert!(
+        matches!(&error, Error::Source(SourceError::Mutated { name }) if name == "w"),
+        "{error:?}"
+    );
+    assert!(!server.root.join("model").exists());
+
+    // As it was again, only what differed travels again.
+    change(old[5 * CHUNK]);
+    let push = begin(&server, "run");
+    push.add_entry(entry).unwrap();
+    let report = push.finish().await.unwrap();
+    assert_eq!(report.resumed_bytes, 7 * CHUNK as u64);
+    assert!(server.landed("model", "w", old.len()) == old);
+    let manifest = std::fs::read_to_string(server.root.join("model/manifest.json")).unwrap();
+    assert!(manifest.contains("\"trainable\":true") || manifest.contains("\"trainable\": true"));
 }

@@ -48,6 +48,14 @@ pub enum SourceError {
         /// How that shows.
         what: String,
     },
+    /// Memory is no longer what it was when it was added.
+    #[error(
+        "{name:?} was written to while it was sent: what arrived is not what it was when it was added"
+    )]
+    Mutated {
+        /// The tensor.
+        name: String,
+    },
     /// More bytes asked for than an entry has.
     #[error("entry {name:?} has {byte_len} bytes, asked for {len} at {offset}")]
     Range {

@@ -1,9 +1,12 @@
 //! A checkpoint that is still being produced: entries are added while earlier ones
 //! are sent already.
 
-use super::{Extent, MappedRun, SourceEntry, SourceError, SourceSet};
+use super::{
+    Extent, Globs, MappedRun, MemoryEntry, NameFilter, SourceEntry, SourceError, SourceSet,
+};
 use crate::plan::{
-    Digest16, EntryHeader, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip, first_16,
+    Digest16, EntryHeader, EntryKind, MAX_ENTRIES, PlanError, SourceKey, SourceState, clip,
+    digest_entries, first_16,
 };
 use bytes::Bytes;
 use std::{
@@ -74,6 +77,15 @@ impl GrowingSource {
     /// [`SourceError::Range`] when `bytes` is not as long as `header` says,
     /// [`SourceError::Plan`] for a bad or a second header of one name.
     pub fn add(&self, header: EntryHeader, bytes: Bytes) -> Result<(), SourceError> {
+        self.add_entry(MemoryEntry::new(header, bytes))
+    }
+
+    /// Adds an entry with all that is known of it.
+    ///
+    /// # Errors
+    /// As [`GrowingSource::add`].
+    pub fn add_entry(&self, entry: MemoryEntry) -> Result<(), SourceError> {
+        let MemoryEntry { header, bytes, .. } = &entry;
         header.check()?;
         if header.byte_len != bytes.len() as u64 {
             return Err(SourceError::Range {
@@ -87,20 +99,10 @@ impl GrowingSource {
         let state = SourceState {
             key: first_16(key.into()),
             fingerprint: self.nonce,
-            // Nobody can change the bytes behind a handle.
+            // A handle promises its bytes, and a change of lent ones shows in their sum.
             settled: true,
         };
-        let entry = SourceEntry {
-            header,
-            source_name: None,
-            aliases: Vec::new(),
-            crc32c: None,
-            trainable: None,
-            is_optimizer: false,
-            sources: Vec::new(),
-            pieces: Vec::new(),
-            derived: None,
-        };
+        let (entry, bytes) = entry.into_parts();
         self.change(|inner| {
             let sources = vec![inner.number_of(&state)?];
             inner.push(SourceEntry { sources, ..entry }, Origin::Memory(bytes))
@@ -135,6 +137,37 @@ impl GrowingSource {
             }
             Ok(())
         })
+    }
+
+    /// Forgets every entry that was not asked for. For a source that nobody reads yet: the
+    /// numbers of the others change.
+    ///
+    /// # Errors
+    /// [`SourceError::Selection`] when a pattern fits no name.
+    pub(crate) fn select(&self, filter: &NameFilter) -> Result<(), SourceError> {
+        self.change(|inner| {
+            let takes = |entry: &SourceEntry| match entry.header.kind {
+                EntryKind::Tensor { .. } => filter.takes(&entry.header.name),
+                EntryKind::Blob => true,
+            };
+            inner.entries.retain(|(entry, _)| takes(entry));
+            let lens = inner.entries.iter().map(|(entry, _)| entry.header.byte_len);
+            inner.total_bytes = lens.fold(0, u64::saturating_add);
+            filter.check_used()
+        })
+    }
+
+    /// # Errors
+    /// [`SourceError::Selection`]: a pattern fits none of the names so far.
+    pub(crate) fn check_used(&self, globs: &Globs) -> Result<(), SourceError> {
+        let inner = self.inner();
+        let entries = inner.entries.iter();
+        globs.check_used(entries.map(|(entry, _)| entry.header.name.as_str()))
+    }
+
+    /// What identifies the entries so far.
+    pub(crate) fn headers_digest(&self) -> Digest16 {
+        digest_entries(self.inner().entries.iter().map(|(entry, _)| &entry.header))
     }
 
     /// Nothing more will come.
@@ -351,6 +384,22 @@ impl Supply {
                 sets.iter().try_for_each(|set| set.check_unchanged())
             }
         }
+    }
+
+    /// The entry of this process's memory that a receiver says does not have the sum that
+    /// was taken before it was announced. What arrived was checked chunk by chunk, so that
+    /// memory has changed in between.
+    pub(crate) fn changed_in_memory(&self, refusal: &str) -> Option<String> {
+        let Supply::Growing(growing) = self else {
+            return None;
+        };
+        let inner = growing.inner();
+        let summed = inner.entries.iter().filter(|(entry, origin)| {
+            entry.crc32c.is_some() && matches!(origin, Origin::Memory(_))
+        });
+        let mut names = summed.map(|(entry, _)| &entry.header.name);
+        let found = names.find(|name| refusal.starts_with(&format!("{name:?} ")));
+        found.cloned()
     }
 
     /// Resolves when entries were added or the last one was; never for a complete

@@ -36,6 +36,7 @@ mod inflate;
 mod keras;
 mod landed;
 mod mapped;
+mod memory;
 mod npy;
 pub(crate) mod npz;
 pub(crate) mod onnx;
@@ -60,7 +61,8 @@ pub use growing::GrowingSource;
 pub(crate) use growing::{InPlace, Supply};
 pub(crate) use mapped::MappedRun;
 pub use mapped::ReadMode;
-pub use selection::Rename;
+pub use memory::MemoryEntry;
+pub use selection::{NameFilter, Rename};
 
 use crate::plan::{EntryHeader, SourceState};
 use derived::Derived;

@@ -2,7 +2,10 @@
 
 use super::{SourceEntry, SourceError, SourceOptions, globs::Globs};
 use crate::plan::{MAX_ENTRY_NAME_LEN, clip};
-use std::str::FromStr;
+use std::{
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
 /// Gives every tensor whose name fits another name. `*` stands for any text, also across
 /// `/`, and means the same text in the new name, one after the other.
@@ -72,6 +75,59 @@ impl Rename {
             new.push_str(part);
         }
         Some(new)
+    }
+}
+
+/// Which tensors a puller wants, by name.
+///
+/// ```
+/// use tensorferry::NameFilter;
+///
+/// let filter = NameFilter::new(&["decoder/*".to_owned()], &["*/bias".to_owned()])?;
+/// assert!(filter.takes("decoder/0/kernel"));
+/// assert!(!filter.takes("decoder/0/bias") && !filter.takes("encoder/0/kernel"));
+/// # Ok::<(), tensorferry::SourceError>(())
+/// ```
+#[derive(Debug)]
+pub struct NameFilter {
+    include: Globs,
+    exclude: Globs,
+    /// Names so far that fit a pattern to include; one of each is enough.
+    seen: Mutex<Vec<String>>,
+}
+
+impl NameFilter {
+    /// Patterns in which `*` stands for any text and `?` for one character. Without any to
+    /// include, all names are.
+    ///
+    /// # Errors
+    /// [`SourceError::Selection`] for an empty pattern, or too many.
+    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, SourceError> {
+        Ok(NameFilter {
+            include: Globs::new("include", include)?,
+            exclude: Globs::new("exclude", exclude)?,
+            seen: Mutex::default(),
+        })
+    }
+
+    /// Whether a tensor of this name is wanted.
+    pub fn takes(&self, name: &str) -> bool {
+        if self.include.is_empty() {
+            return !self.exclude.matches(name);
+        }
+        if !self.include.matches(name) {
+            return false;
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.push(name.to_owned());
+        !self.exclude.matches(name)
+    }
+
+    /// # Errors
+    /// No name that was looked at fits one of the patterns to include.
+    pub(super) fn check_used(&self) -> Result<(), SourceError> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.include.check_used(seen.iter().map(String::as_str))
     }
 }
 
