@@ -9,12 +9,22 @@
 mod common;
 
 use common::{relay::Then, *};
-use std::{collections::BTreeMap, fs, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tensorferry::{
-    Client, Error, ErrorCode, Lanes, OutFormat, PullOptions, PushOptions, RateLimit, Stage,
-    TransferReport,
+    Checkpoint, Client, Dtype, Error, ErrorCode, GrowingSource, Lanes, NameFilter, OutFormat,
+    PullOptions, PushOptions, RateLimit, Stage, TransferReport,
     format::npy::encode_header,
-    plan::CheckpointName,
+    plan::{CheckpointName, EntryHeader},
     protocol::Reason,
     source::{SourceOptions, SourceSet},
     wire::pb::{
@@ -647,4 +657,74 @@ async fn a_receiver_that_lies_harms_nobody() {
     let folder = temp.path().join("here");
     pull(server.address, &folder).await.unwrap();
     assert_landed(&folder, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_memory_is_pulled_as_it_is_at_that_moment() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = Arc::new(std::sync::Mutex::new(1u8));
+    let (now, taken) = (Arc::clone(&state), Arc::new(AtomicU64::new(0)));
+    let count = Arc::clone(&taken);
+    let snapshot = move |filter: &NameFilter| {
+        let value = *now.lock().unwrap();
+        let source = GrowingSource::new()?;
+        for (name, len) in [("a/w", LARGE), ("a/b", 3), ("b/w", 0)] {
+            if filter.takes(name) {
+                count.fetch_add(len as u64, Ordering::Relaxed);
+                let header = EntryHeader::tensor(name, Dtype::U8, &[len as u64])?;
+                source.add(header, vec![value; len].into())?;
+            }
+        }
+        Ok(source)
+    };
+    let root = temp.path().join("root");
+    let server =
+        TestServer::with(&root, |builder| builder.export_with(name("run"), snapshot)).await;
+    let folder = temp.path().join("here");
+    let landed = |folder: &Path, name: &str| {
+        let tensor = Checkpoint::open(folder).unwrap().tensor(name).unwrap();
+        tensor.map(|tensor| tensor.bytes().to_vec())
+    };
+    let report = pull(server.address, &folder).await.unwrap();
+    assert_eq!((report.tensor_count, report.bytes), (3, LARGE as u64 + 3));
+    assert!(landed(&folder, "a/w") == Some(vec![1; LARGE]));
+
+    // Another state under the same name, and only a part of it.
+    *state.lock().unwrap() = 2;
+    taken.store(0, Ordering::Relaxed);
+    let mut part = options();
+    (part.include, part.exclude) = (vec!["a/*".to_owned()], vec!["*/w".to_owned()]);
+    part.transfer.overwrite = true;
+    let report = server.client().pull(&name("run"), &folder, part).await;
+    assert_eq!(report.unwrap().tensor_count, 1);
+    assert_eq!(landed(&folder, "a/b"), Some(vec![2; 3]));
+    assert_eq!(landed(&folder, "a/w"), None);
+    assert_eq!(
+        taken.load(Ordering::Relaxed),
+        3,
+        "more was copied than was asked for"
+    );
+
+    // What nobody offers, and what does not fit.
+    for (include, first, out_format, max_bytes) in [
+        ("c/*", "", OutFormat::Npy, None),
+        ("*", "c", OutFormat::Npy, None),
+        ("*", "", OutFormat::Safetensors, None),
+        ("*", "", OutFormat::Npy, Some(LARGE as u64)),
+    ] {
+        let mut refused = options();
+        refused.include = vec![include.to_owned()];
+        refused
+            .transfer
+            .first
+            .extend((!first.is_empty()).then(|| first.to_owned()));
+        (refused.transfer.out_format, refused.max_bytes) = (out_format, max_bytes);
+        let folder = temp.path().join("refused");
+        let result = server.client().pull(&name("run"), &folder, refused).await;
+        assert!(
+            result.is_err(),
+            "{include} {first} {out_format:?} {max_bytes:?}"
+        );
+        assert!(!folder.exists());
+    }
 }

@@ -15,9 +15,10 @@ use crate::{
     protocol::{Durability, Open, ProtocolError, Reason},
     ready::OnReady,
     session::{
-        Budget, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext, ReceiveOptions,
-        Registry, Rehearsal, Terms,
+        Budget, Export, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext,
+        ReceiveOptions, Registry, Rehearsal, Terms,
     },
+    source::{GrowingSource, NameFilter},
     store::{Catalog, FileSystem, QuotaLimits, WriteMode},
     wire::pb,
 };
@@ -64,7 +65,7 @@ pub struct ServerBuilder {
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
     rehearsal: Option<Rehearsal>,
-    exports: BTreeMap<CheckpointName, PathBuf>,
+    exports: BTreeMap<CheckpointName, Export>,
     on_ready: Option<OnReady>,
 }
 
@@ -319,7 +320,21 @@ impl ServerBuilder {
     /// Offers a checkpoint that lies elsewhere to those who pull, under a name: a file or
     /// folder of any format that a push takes. It is opened anew for each pull.
     pub fn export(mut self, name: CheckpointName, path: impl Into<PathBuf>) -> Self {
-        self.exports.insert(name, path.into());
+        self.exports.insert(name, Export::Path(path.into()));
+        self
+    }
+
+    /// Offers what is in memory to those who pull, under a name: each pull gets what
+    /// `snapshot` makes when it opens, a connection that was lost and made anew too. It
+    /// runs on a thread that may block, and may leave out what the filter does not take;
+    /// why it failed goes to the log, not to the puller. The bytes are kept until that pull
+    /// ends, and nobody may change them. As one safetensors file it cannot be pulled.
+    pub fn export_with<F>(mut self, name: CheckpointName, snapshot: F) -> Self
+    where
+        F: Fn(&NameFilter) -> Result<GrowingSource, Error> + Send + Sync + 'static,
+    {
+        let snapshot = Export::Memory(Arc::new(snapshot));
+        self.exports.insert(name, snapshot);
         self
     }
 

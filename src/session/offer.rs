@@ -8,14 +8,15 @@ use super::{
     send::{Connect, SendContext, SendLane, send, status_error},
 };
 use crate::{
-    opening::open_of_set,
+    error::Error,
+    opening::{open_of_key, open_of_set},
     options::{LANES_MAX, Lanes, PushOptions, RATE_MIN},
     plan::{CheckpointName, Digest16, first_16},
     protocol::{
         MAX_CONTROL_BYTES, ManifestPromise, Open, OutFormat, ProtocolError, PullFirst, PullOpen,
         Reason,
     },
-    source::{Globs, SourceError, SourceOptions, SourceSet, Supply},
+    source::{Globs, GrowingSource, NameFilter, SourceError, SourceOptions, SourceSet, Supply},
     store::Catalog,
     wire::{LaneSender, decode_pull_first, pb},
 };
@@ -49,13 +50,33 @@ pub(crate) struct OfferContext {
     /// The folder of published checkpoints.
     pub(crate) root: PathBuf,
     /// Checkpoints elsewhere, by their names here.
-    pub(crate) exports: Arc<BTreeMap<CheckpointName, PathBuf>>,
+    pub(crate) exports: Arc<BTreeMap<CheckpointName, Export>>,
     /// Memory for chunks on their way, for each pull.
     pub(crate) budget_bytes: u64,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) lanes: OfferedLanes,
     /// Becomes true when the server shuts down.
     pub(crate) draining: watch::Receiver<bool>,
+}
+
+/// A checkpoint that is offered and was never published here.
+#[derive(Clone)]
+pub(crate) enum Export {
+    /// A file or folder of any format.
+    Path(PathBuf),
+    /// What this makes when a pull opens.
+    Memory(Arc<Snapshot>),
+}
+
+type Snapshot = dyn Fn(&NameFilter) -> Result<GrowingSource, Error> + Send + Sync;
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Export::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Export::Memory(_) => f.debug_tuple("Memory").finish_non_exhaustive(),
+        }
+    }
 }
 
 type ByToken = HashMap<Digest16, Arc<Waiting>>;
@@ -210,7 +231,7 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
     let defaults = PushOptions::default();
     let progress = Arc::new(ProgressCell::default());
     let session = SendContext {
-        source: Supply::Complete(source),
+        source,
         connect: taking(Arc::clone(&listed.waiting)),
         lanes: match wanted.max_lanes {
             1 => Lanes::Fixed(1),
@@ -262,14 +283,16 @@ async fn stalled(progress: &ProgressCell) {
 }
 
 /// What is sent, how its transfer opens, and what goes before the rest.
-type Opened = (Arc<SourceSet>, Open, Globs);
+type Opened = (Supply, Open, Globs);
 
 /// The checkpoint that is wanted, and how its transfer opens. One that is replaced in
 /// that moment is opened again: the sums of one must not meet the files of another.
 fn open_source(context: &OfferContext, wanted: &PullOpen) -> Result<Opened, SendError> {
     let name = &wanted.checkpoint;
-    if let Some(path) = context.exports.get(name) {
-        return open_path(path, None, wanted);
+    match context.exports.get(name) {
+        Some(Export::Path(path)) => return open_path(path, None, wanted),
+        Some(Export::Memory(snapshot)) => return open_memory(&**snapshot, wanted),
+        None => {}
     }
     let manifest = || -> Result<Vec<u8>, ProtocolError> {
         let read = context.catalog.manifest(name).map_err(|error| {
@@ -300,15 +323,7 @@ fn open_path(path: &Path, manifest: Option<&[u8]>, wanted: &PullOpen) -> Result<
     let mut options = SourceOptions::default();
     (options.include, options.exclude) = (wanted.include.clone(), wanted.exclude.clone());
     let opened = SourceSet::open(&[path], &options);
-    let source = opened.map_err(|error| match error {
-        SourceError::Selection { .. } => ProtocolError::new(Reason::NotFound, error.to_string()),
-        // Where it lies is nobody's business.
-        _ => {
-            tracing::warn!(%name, %error, "what was to be pulled cannot be opened");
-            let why = format!("{name} cannot be opened; the server's log says why");
-            ProtocolError::new(Reason::Unsupported, why)
-        }
-    })?;
+    let source = opened.map_err(|error| unopened(name, error))?;
     let first = Globs::new("send first", &wanted.first);
     let first = first.and_then(|first| first.check_used_in(&source).map(|()| first));
     let first = first.map_err(|e| ProtocolError::new(Reason::NotFound, e.to_string()))?;
@@ -338,5 +353,57 @@ fn open_path(path: &Path, manifest: Option<&[u8]>, wanted: &PullOpen) -> Result<
         codecs: open.codecs & wanted.codecs,
         ..open
     };
-    Ok((Arc::new(source), open, first))
+    Ok((Supply::Complete(Arc::new(source)), open, first))
+}
+
+/// Takes what is in memory now. A later session of the same pull gets what is there then,
+/// and what has come is compared with it.
+fn open_memory(snapshot: &Snapshot, wanted: &PullOpen) -> Result<Opened, SendError> {
+    let name = &wanted.checkpoint;
+    if wanted.out_format != OutFormat::Npy {
+        let why = format!("{name} is in the memory of a process: it lands as .npy files only");
+        return Err(ProtocolError::new(Reason::Unsupported, why).into());
+    }
+    let filter = NameFilter::new(&wanted.include, &wanted.exclude);
+    let filter = filter.map_err(|error| unopened(name, error))?;
+    let source = snapshot(&filter).map_err(|error| {
+        tracing::warn!(%name, %error, "a snapshot failed");
+        let why = format!("no snapshot of {name} can be had; the server's log says why");
+        ProtocolError::new(Reason::Unsupported, why)
+    })?;
+    let selected = source.select(&filter);
+    selected.map_err(|error| unopened(name, error))?;
+    source.seal();
+    let first = Globs::new("send first", &wanted.first).and_then(|first| {
+        source.check_used(&first)?;
+        Ok(first)
+    });
+    let first = first.map_err(|error| unopened(name, error))?;
+    let (fingerprint, entries_digest) = (source.fingerprint(), source.headers_digest());
+    let supply = Supply::Growing(Arc::new(source));
+    let open = open_of_key(name, name.as_str(), name.as_str(), &PushOptions::default());
+    let open = Open {
+        manifest: ManifestPromise::Complete {
+            total_bytes: supply.total_bytes(),
+            entry_count: supply.entry_count() as u64,
+            entries_digest,
+        },
+        fingerprint: Some(fingerprint),
+        transfer_id: wanted.transfer_id,
+        codecs: open.codecs & wanted.codecs,
+        ..open
+    };
+    Ok((supply, open, first))
+}
+
+fn unopened(name: &CheckpointName, error: SourceError) -> ProtocolError {
+    match error {
+        SourceError::Selection { .. } => ProtocolError::new(Reason::NotFound, error.to_string()),
+        // Where it lies is nobody's business.
+        _ => {
+            tracing::warn!(%name, %error, "what was to be pulled cannot be opened");
+            let why = format!("{name} cannot be opened; the server's log says why");
+            ProtocolError::new(Reason::Unsupported, why)
+        }
+    }
 }
