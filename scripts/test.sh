@@ -2,7 +2,7 @@
 # Runs every check of the project and installs what they need.
 #
 #   scripts/test.sh          everything (what CI runs)
-#   scripts/test.sh quick    formatting, lints, cargo tests, documents, landing checks
+#   scripts/test.sh quick    formatting, lints, cargo tests, documents, landing checks, the Python package
 #   scripts/test.sh all      the same as no argument
 #
 # A part whose tool cannot be had prints `not run: NAME`; under CI=true that is a failure.
@@ -111,6 +111,29 @@ else
     not_run "landing checks, stock gRPC client, hostile HTTP/2 (Python packages)"
 fi
 
+# The package is built with the profile and into the folder of the tests above, so that little is compiled anew.
+package_venv=$cache/venv-py
+package_packages="maturin==1.* pytest==9.* numpy==2.4.* ml_dtypes==0.6.* safetensors==0.8.* tqdm==4.* fsspec==2026.*"
+package_ready() { "$package_venv/bin/python" -c 'import maturin, pytest, numpy, ml_dtypes, safetensors, tqdm, fsspec' 2>/dev/null; }
+need_package() {
+    package_ready && return 0
+    mkdir -p "$cache"
+    # shellcheck disable=SC2086  # the list is words
+    { python3 -m venv "$package_venv" && "$package_venv/bin/pip" install --quiet --disable-pip-version-check $package_packages; } && package_ready
+}
+
+part "Python package"
+same_target=(env "CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}")
+cargo fmt --manifest-path python/Cargo.toml -- --check
+"${same_target[@]}" cargo clippy --locked --manifest-path python/Cargo.toml --all-targets -- -D warnings
+if need_package; then
+    "${same_target[@]}" TENSORFERRY_PROFILE=dev "$package_venv/bin/pip" install --quiet --disable-pip-version-check \
+        --no-build-isolation --no-deps --force-reinstall ./python
+    (cd "$work" && "$package_venv/bin/python" -m pytest -p no:cacheprovider "$OLDPWD/python/tests")
+else
+    not_run "Python package (Python packages)"
+fi
+
 # What follows takes the server or the client down, or looks at every system call.
 campaigns() {
     part "kills$1"
@@ -165,6 +188,15 @@ if [ "$what" = all ]; then
         fi
     else
         not_run "what lands from large libraries (Python packages)"
+    fi
+
+    part "Python package with TensorFlow and Keras"
+    if need_large && package_ready; then
+        libraries=$("$large_venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        (cd "$work" && PYTHONPATH=$libraries "$package_venv/bin/python" -m pytest -p no:cacheprovider \
+            "$OLDPWD"/python/tests/test_tensorflow.py "$OLDPWD"/python/tests/test_keras*.py)
+    else
+        not_run "Python package with TensorFlow and Keras (Python packages)"
     fi
 
     part "faults"

@@ -1,0 +1,188 @@
+"""Pushes and pulls of files, and what every transfer has."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import _native
+from ._progress import Progress, reporter
+
+__all__ = ["Progress", "Report", "pull", "push"]
+
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a finished transfer did. All bytes are raw bytes unless said otherwise."""
+
+    checkpoint: str
+    """Name of the checkpoint, or its folder."""
+    tensors: int
+    files: int
+    bytes: int
+    """Of the whole checkpoint."""
+    wire_bytes: int
+    """Payload that this call moved, as it went over the wire."""
+    resumed_bytes: int
+    """What was there before and did not travel."""
+    seconds: float
+    sessions: int
+    durability: str
+    """``"disk"``: it survives a loss of power; ``"process"``: it does not."""
+    unchanged: bool
+    """The very same checkpoint stood there already."""
+    lanes: int
+    codec: str | None
+    bottleneck: str | None
+    """The stage that limited the transfer, such as ``"disk"``."""
+    bottleneck_side: str | None
+    copied_bytes: int = 0
+    """Bytes that were copied before they could be lent: arrays with gaps, other devices."""
+    copied: tuple[str, ...] = ()
+    """Names of these tensors."""
+
+
+def options(**given: Any) -> dict[str, Any]:
+    """All options of the native module, by name."""
+    known = {
+        "include": (),
+        "exclude": (),
+        "trainable": False,
+        "rename": (),
+        "first": (),
+        "codec": "auto",
+        "lanes": None,
+        "overwrite": False,
+        "restart": False,
+        "verify": False,
+        "durability": "group",
+        "retries": None,
+        "bwlimit": None,
+        "layout": "named",
+        "out_format": "npy",
+        "npy_dtype": "bytes",
+        "max_bytes": None,
+    }
+    if unknown := given.keys() - known.keys():
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}")
+    known.update(given)
+    for name in ("include", "exclude", "first"):
+        known[name] = texts(name, known[name])
+    rename = known["rename"]
+    if isinstance(rename, dict):
+        rename = [f"{old}={new}" for old, new in rename.items()]
+    known["rename"] = texts("rename", rename)
+    if known["bwlimit"] is not None:
+        known["bwlimit"] = str(known["bwlimit"])
+    if known["lanes"] == "auto":
+        known["lanes"] = None
+    return known
+
+
+def texts(name: str, given: str | Iterable[str]) -> list[str]:
+    """A list of strings; one alone is no list of letters."""
+    found = [given] if isinstance(given, str) else list(given)
+    for text in found:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} has strings, not {type(text).__name__}")
+    return found
+
+
+def finish(
+    transfer: Any,
+    progress: Any = None,
+    on_start: Callable[[Any], None] | None = None,
+    **known: Any,
+) -> Report:
+    """Waits for a native transfer. Ctrl-C stops it in good order: what has arrived stays."""
+    if on_start is not None:
+        on_start(transfer)
+    with reporter(progress) as tell:
+        return Report(**transfer.wait(tell), **known)
+
+
+def push(
+    src: Path | Iterable[Path],
+    dest: Path,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    trainable: bool = False,
+    rename: Iterable[str] | dict[str, str] = (),
+    first: Iterable[str] = (),
+    codec: str = "auto",
+    lanes: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    verify: bool = False,
+    durability: str = "group",
+    retries: int | None = None,
+    bwlimit: str | int | None = None,
+    layout: str = "named",
+    out_format: str = "npy",
+    npy_dtype: str = "bytes",
+    progress: Any = None,
+    _on_start: Callable[[Any], None] | None = None,
+) -> Report:
+    """Sends a checkpoint on disk to a server or into a local folder, and waits for it.
+
+    ``src``: a file or folder of any known format (safetensors, npy, npz, PyTorch, TensorFlow,
+    Keras, HDF5, GGUF, ONNX), or a list of files. ``dest``: ``"ferry://host[:port]/name"``,
+    ``"host:name"``, or a folder of this machine.
+
+    ``include`` and ``exclude`` choose tensors by patterns with ``*`` and ``?``; ``trainable``
+    takes only those that the source calls so; ``rename`` has ``"OLD=NEW"``, or a dict; tensors
+    with names like one of ``first`` go before the others, and can be used before these are there.
+    ``bwlimit`` is bytes a second, such as ``"10M"``. ``progress`` is ``True``, a callable that
+    takes a :class:`Progress`, or a ``fsspec`` callback.
+
+    The same call made again goes on where it stopped. Raises :class:`FerryError`.
+    """
+    sources = [src] if isinstance(src, (str, os.PathLike)) else list(src)
+    chosen = options(
+        include=include, exclude=exclude, trainable=trainable, rename=rename, first=first, codec=codec,
+        lanes=lanes, overwrite=overwrite, restart=restart, verify=verify, durability=durability,
+        retries=retries, bwlimit=bwlimit, layout=layout, out_format=out_format, npy_dtype=npy_dtype,
+    )
+    transfer = _native.push([os.fspath(path) for path in sources], os.fspath(dest), chosen)
+    return finish(transfer, progress, _on_start)
+
+
+def pull(
+    url: str,
+    folder: Path,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    max_bytes: int | None = None,
+    first: Iterable[str] = (),
+    codec: str = "auto",
+    lanes: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    verify: bool = False,
+    durability: str = "group",
+    retries: int | None = None,
+    bwlimit: str | int | None = None,
+    layout: str = "named",
+    out_format: str = "npy",
+    npy_dtype: str = "bytes",
+    progress: Any = None,
+    _on_start: Callable[[Any], None] | None = None,
+) -> Report:
+    """Fetches a checkpoint of a server into a folder of this machine, and waits for it.
+
+    ``url``: ``"ferry://host[:port]/name"`` or ``"host:name"``. ``max_bytes`` refuses a larger
+    checkpoint before anything of it arrives. The other options are those of :func:`push`.
+    """
+    chosen = options(
+        include=include, exclude=exclude, max_bytes=max_bytes, first=first, codec=codec, lanes=lanes,
+        overwrite=overwrite, restart=restart, verify=verify, durability=durability, retries=retries,
+        bwlimit=bwlimit, layout=layout, out_format=out_format, npy_dtype=npy_dtype,
+    )
+    transfer = _native.pull(os.fspath(url), os.fspath(folder), chosen)
+    return finish(transfer, progress, _on_start)

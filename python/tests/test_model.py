@@ -1,0 +1,98 @@
+"""Models that serve their weights, and checkpoints that go back into models."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+from conftest import same_bytes
+
+import tensorferry as ferry
+
+
+def test_each_pull_gets_what_is_there_at_that_moment(tmp_path, noise):
+    model = {"layer": {"w": noise((512, 512), np.int32), "b": np.zeros(3, np.float32)}}
+    with ferry.serve_model(model) as server:
+        assert ferry.pull(server.url, tmp_path / "1").tensors == 2
+        before = model["layer"]["w"].copy()
+        model["layer"]["w"] += 1
+        model["layer"]["new"] = np.ones(2)
+        assert ferry.pull(server.url, tmp_path / "2", include=["*/w"]).tensors == 1
+        assert ferry.pull(server.url, tmp_path / "3", exclude=["*/w"]).tensors == 2
+        # Nothing is taken in.
+        with pytest.raises(ferry.FerryError):
+            ferry.save_file({"w": noise(9)}, f"ferry://{server.address}/other")
+    assert same_bytes(ferry.open(tmp_path / "1")["layer/w"], before)
+    assert same_bytes(ferry.open(tmp_path / "2")["layer/w"], model["layer"]["w"])
+
+
+def test_a_function_gives_the_model_and_its_errors_are_kept(tmp_path, caplog):
+    def model():
+        if broken:
+            raise ZeroDivisionError("not yet")
+        return {"w": np.ones(3)}
+
+    broken = True
+    with ferry.serve_model(model, name="run/now") as server:
+        with caplog.at_level(logging.ERROR, "tensorferry"), pytest.raises(ferry.FerryError) as caught:
+            ferry.pull(server.url, tmp_path / "here")
+        assert isinstance(server.last_error, ZeroDivisionError)
+        assert "not yet" in caplog.text and "not yet" not in str(caught.value)
+        broken = False
+        ferry.pull(server.url, tmp_path / "here")
+
+
+def test_under_the_lock_no_half_step_is_seen(tmp_path):
+    model = {f"w{i}": np.zeros(1000, np.int64) for i in range(50)}
+    stop = threading.Event()
+    with ferry.serve_model(model) as server:
+        def train():
+            while not stop.is_set():
+                with server.lock:
+                    for array in model.values():
+                        array += 1
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        try:
+            for attempt in range(3):
+                ferry.pull(server.url, tmp_path / str(attempt))
+        finally:
+            stop.set()
+            thread.join()
+    for attempt in range(3):
+        landed = ferry.open(tmp_path / str(attempt))
+        assert len({int(value) for array in landed.values() for value in array[:1]}) == 1
+
+
+def test_load_into_arrays(server, tmp_path, noise):
+    saved = {"a": {"w": noise((3, 4)), "b": noise(4, np.int16)}, "c": [noise(2, np.float64)]}
+    ferry.save(saved, server.url("m"))
+    model = {"a": {"w": np.zeros((3, 4), np.float32), "b": np.zeros(4, np.int16)}, "c": [np.zeros(2)]}
+    loaded = ferry.load_into(model, server.url("m"))
+    assert (loaded.tensors, loaded.missing, loaded.unused) == (3, (), ())
+    assert same_bytes(model["a"]["w"], saved["a"]["w"]) and same_bytes(model["c"][0], saved["c"][0])
+    ferry.load_into(model, server.url("m"), folder=tmp_path / "kept")
+    ferry.load_into(model, tmp_path / "kept")
+    del model["a"]["b"]
+    assert ferry.load_into(model, tmp_path / "root/m").unused == ("a/b",)
+
+
+def test_load_into_says_what_does_not_fit_and_assigns_nothing(tmp_path, noise):
+    ferry.save({"a": noise((2, 3)), "b": noise(4)}, tmp_path / "m")
+    a = np.zeros((2, 3), np.float32)
+    for wrong, words in [
+        ({"a": a, "x": np.zeros(1)}, "lacks 1 of 2 tensors: x"),
+        ({"a": a, "b": np.zeros(5, np.float32)}, r"'b' has shape \[4\] in the checkpoint and \[5\] here"),
+        ({"a": a, "b": np.zeros(4, np.float64)}, "'b' has type float32 in the checkpoint and float64 here"),
+    ]:
+        with pytest.raises(ferry.FerryError, match=words):
+            ferry.load_into(wrong, tmp_path / "m")
+        assert not a.any()
+    loaded = ferry.load_into({"a": a, "x": np.zeros(1)}, tmp_path / "m", strict=False)
+    assert loaded.missing == ("x",) and a.any()
+    wide = np.zeros(4, np.float64)
+    ferry.load_into({"b": wide}, tmp_path / "m", cast=True)
+    assert wide.any()
+    with pytest.raises(ferry.FerryError, match="no tensors"):
+        ferry.load_into({}, tmp_path / "m")
