@@ -102,7 +102,7 @@ mod tests {
             SUM_BYTES + 1,
             3 * SUM_BYTES + 7,
         ] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
             assert_eq!(parallel_crc32c(&bytes), crc32c(&bytes), "{len}");
         }
     }
