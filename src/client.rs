@@ -85,6 +85,8 @@ pub struct CheckpointSummary {
     pub name: String,
     /// Complete under its name, or still in staging.
     pub published: bool,
+    /// It lies elsewhere, and the server offers it to those who pull.
+    pub offered: bool,
     /// Tensors and side files.
     pub entry_count: u64,
     /// Raw bytes known so far.
@@ -676,6 +678,7 @@ fn summary(row: pb::CheckpointSummary) -> CheckpointSummary {
     CheckpointSummary {
         name: row.name,
         published: row.published,
+        offered: row.offered,
         entry_count: row.entry_count,
         total_bytes: row.total_bytes,
         durable_bytes: row.durable_bytes,

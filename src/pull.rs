@@ -10,7 +10,8 @@ use crate::{
     options::{BUDGET_BYTES_MIN, CHUNKS_PER_LANE, LANES_MAX, Lanes, PushOptions, RateLimit},
     plan::{CHUNK_LEN_DEFAULT, CheckpointName, Digest16, first_16},
     protocol::{
-        Done, Layout, NpyDtype, Open, OutFormat, ProtocolError, PullFirst, PullOpen, Reason,
+        Abort, Done, Layout, NpyDtype, Open, OutFormat, ProtocolError, PullFirst, PullOpen, Reason,
+        ReceiverControl, ReceiverFrame,
     },
     ready::OnReady,
     server::{Receiving, Server},
@@ -18,9 +19,9 @@ use crate::{
         ProgressCell, ReceiveContext, SendError, SessionError, Stage, Task, Terms, cancelled,
         receive, status_error,
     },
-    store::{Catalog, Manifest, StoreError},
+    store::{Catalog, Manifest, StoreError, WriteMode},
     transfer::{Transfer, TransferReport},
-    wire::{LaneSender, PULL_PATH, encode_message, encode_pull_first},
+    wire::{LaneSender, PULL_PATH, encode_message, encode_pull_first, encode_receiver_frame},
 };
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
@@ -69,6 +70,8 @@ pub struct PullOptions {
     pub exclude: Vec<String>,
     /// Refuse a checkpoint of more raw bytes, before anything of it arrives.
     pub max_bytes: Option<u64>,
+    /// How chunks get into their files.
+    pub write_mode: WriteMode,
     /// Told of every tensor as soon as it is complete and durable.
     pub on_ready: Option<OnReady>,
 }
@@ -245,6 +248,7 @@ impl Pull {
         let mut receiving = Server::builder(&place.parent)
             .budget_bytes(transfer.budget_bytes.max(BUDGET_BYTES_MIN))
             .chunk_len(transfer.chunk_len.unwrap_or(CHUNK_LEN_DEFAULT))
+            .write_mode(self.options.write_mode)
             .quota_checkpoint(self.options.max_bytes.unwrap_or(0))
             .prepare()
             .await?;
@@ -438,16 +442,23 @@ async fn take_in(
         Ok(done) => {
             // The last frame is in the queue of the connection, and would go with it: the
             // server has heard it when it ends the call.
-            let _ = timeout(FAREWELL_TIMEOUT, async {
-                out.drained().await;
-                while let Some(Ok(_)) = poll_fn(|cx| poll_answer(&answer, cx)).await {}
-            })
-            .await;
+            farewell(out, &answer).await;
             Ok(done)
         }
         Err(error) => match said {
             Some(status) if status.code() != tonic::Code::Ok => Err(status_error(&status).into()),
-            _ => Err(error.into()),
+            _ => {
+                if !error.is_lost_connection() {
+                    let abort = ReceiverControl::Abort(farewell_of(&error));
+                    let frame = encode_receiver_frame(&ReceiverFrame::control(abort));
+                    if let Ok(Ok(())) =
+                        timeout(FAREWELL_TIMEOUT, out.send([encode_message(&frame)])).await
+                    {
+                        farewell(out, &answer).await;
+                    }
+                }
+                Err(error.into())
+            }
         },
     }
 }
@@ -473,6 +484,31 @@ async fn keep_offering(client: Client, mut context: ReceiveContext, token: Diges
             false => (pause * 2).min(MAX_PAUSE),
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Lets what was said go out, and waits until the server ends the call.
+async fn farewell(out: LaneSender, answer: &Answer) {
+    let _ = timeout(FAREWELL_TIMEOUT, async {
+        out.drained().await;
+        while let Some(Ok(_)) = poll_fn(|cx| poll_answer(answer, cx)).await {}
+    })
+    .await;
+}
+
+/// Why this side gives up, in words for the server: its paths and files are not its affair.
+fn farewell_of(error: &SessionError) -> Abort {
+    let (reason, message) = match error {
+        SessionError::Draining => (Reason::Interrupted, "the receiver was stopped".to_owned()),
+        SessionError::Store(error) => {
+            let what = "the receiver cannot store it";
+            (error.reason(), what.to_owned())
+        }
+        error => (error.reason(), error.to_string()),
+    };
+    Abort {
+        reason: Some(reason),
+        message,
     }
 }
 

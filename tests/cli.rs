@@ -1132,6 +1132,50 @@ fn an_interrupted_export_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_copy_goes_from_server_to_server_and_what_comes_first_is_named() {
+    let temp = TempDir::new().unwrap();
+    make_source(temp.path(), "model", 0);
+    let (near, far) = (
+        Serving::start(temp.path(), "near"),
+        Serving::start(temp.path(), "far"),
+    );
+    let (from, to) = (near.dest("run7"), far.dest("backup/run7"));
+    succeed(temp.path(), &["push", "model", &from]);
+    let human = succeed(temp.path(), &["copy", &from, &to]);
+    assert!(human.contains("copied 3 tensors, 1 file"), "{human}");
+    succeed(temp.path(), &["verify", "far/backup/run7"]);
+    let again = events(&succeed(
+        temp.path(),
+        &["copy", &from, &to, "--format", "json"],
+    ));
+    assert_eq!(again.last().unwrap()["unchanged"], true);
+    fail(temp.path(), &["copy", &from, &from], 2);
+    fail(temp.path(), &["copy", "model", &to], 2);
+    fail(
+        temp.path(),
+        &["copy", &near.dest("absent"), &far.dest("x")],
+        3,
+    );
+
+    let first = [
+        "pull", &to, "here", "--first", "layer.*", "--format", "json",
+    ];
+    let told = events(&succeed(temp.path(), &first));
+    let ready: Vec<_> = told.iter().filter(|e| e["event"] == "ready").collect();
+    assert!(!ready.is_empty());
+    for event in ready {
+        assert!(event["name"].as_str().unwrap().starts_with("layer."));
+        assert_eq!(event["first"], true);
+    }
+    fail(temp.path(), &["pull", &to, "x", "--first", "nothing"], 3);
+    let all = events(&succeed(
+        temp.path(),
+        &["pull", &to, "all", "--ready", "--format", "json"],
+    ));
+    assert_eq!(all.iter().filter(|e| e["event"] == "ready").count(), 4);
+}
+
+#[test]
 fn a_pull_lands_and_says_how_it_ended() {
     let temp = TempDir::new().unwrap();
     make_source(temp.path(), "model", 0);
@@ -1152,6 +1196,8 @@ fn a_pull_lands_and_says_how_it_ended() {
     let absent = serving.dest("absent");
     fail(temp.path(), &["pull", &absent, "x"], 3);
     fail(temp.path(), &["pull", "model", "x"], 2);
+    let address = fail(temp.path(), &["pull", &dest, &serving.dest("y")], 2);
+    assert!(address.contains("copy"), "{address}");
     fail(
         temp.path(),
         &["pull", "ferry://127.0.0.1:1/x", "x", "--retries", "0"],

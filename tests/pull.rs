@@ -212,7 +212,8 @@ async fn what_is_exported_is_pulled_without_being_imported() {
     let report = client.pull(&name("live"), &folder, options()).await;
     assert_eq!(report.unwrap().tensor_count, 1);
     assert!(fs::read(folder.join("model.npy")).unwrap() == fs::read(&model).unwrap());
-    assert!(client.list("").await.unwrap().is_empty());
+    let rows = client.list("").await.unwrap();
+    assert!(rows.iter().all(|row| row.offered && !row.published));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -727,4 +728,42 @@ async fn what_is_in_memory_is_pulled_as_it_is_at_that_moment() {
         );
         assert!(!folder.exists());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_name_of_an_export_means_one_thing() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = temp.path().join("model.npy");
+    fs::write(&model, &files("a")["large.npy"]).unwrap();
+    let root = temp.path().join("root");
+    let server = TestServer::with(&root, |b| b.export(name("live"), &model)).await;
+    let source = SourceSet::open(&[&model], &SourceOptions::default()).unwrap();
+    let client = server.client();
+    let push = client.push(source.clone(), &name("live"), PushOptions::default());
+    let refused = push.await.unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Exists, "{refused}");
+    let rows = client.list("").await.unwrap();
+    let row = rows.iter().find(|row| row.name == "live").unwrap();
+    assert!(row.offered && !row.published);
+    assert_eq!((row.entry_count, row.total_bytes), (1, LARGE as u64));
+    let unknown = client.describe(&name("live")).await.unwrap_err();
+    assert!(unknown.to_string().contains("pull it"), "{unknown}");
+    let push = client.push(source, &name("taken"), PushOptions::default());
+    push.await.unwrap();
+    server.stop().await;
+
+    let bind = async |exports: &[(&str, &Path)]| {
+        let mut builder = tensorferry::Server::builder(&root);
+        for (export, path) in exports {
+            builder = builder.export(name(export), *path);
+        }
+        builder.bind(([127, 0, 0, 1], 0).into()).await.unwrap_err()
+    };
+    let absent = temp.path().join("absent.npy");
+    let missing = bind(&[("x", &absent)]).await;
+    assert_eq!(missing.code(), ErrorCode::SourceMissing, "{missing}");
+    let twice = bind(&[("x", &model), ("x", &model)]).await;
+    assert_eq!(twice.code(), ErrorCode::Usage, "{twice}");
+    let taken = bind(&[("taken", &model)]).await;
+    assert!(taken.to_string().contains("taken"), "{taken}");
 }

@@ -24,6 +24,7 @@ pub fn list_folder(root: impl AsRef<Path>) -> Result<Vec<CheckpointSummary>, Err
     let published = |name: String, manifest: &Manifest, modified_unix_seconds| CheckpointSummary {
         name,
         published: true,
+        offered: false,
         entry_count: (manifest.tensors.len() + manifest.files.len()) as u64,
         total_bytes: manifest.total_nbytes,
         durable_bytes: manifest.total_nbytes,
@@ -137,6 +138,7 @@ fn unfinished(transfer: &TransferSummary) -> CheckpointSummary {
     CheckpointSummary {
         name: transfer.name.to_string(),
         published: false,
+        offered: false,
         entry_count: transfer.entry_count,
         total_bytes: transfer.total_bytes,
         durable_bytes: transfer.durable_bytes,

@@ -18,7 +18,7 @@ use crate::{
         Budget, Export, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext,
         ReceiveOptions, Registry, Rehearsal, Terms,
     },
-    source::{GrowingSource, NameFilter},
+    source::{GrowingSource, NameFilter, SourceOptions, SourceSet},
     store::{Catalog, FileSystem, QuotaLimits, WriteMode},
     wire::pb,
 };
@@ -65,7 +65,7 @@ pub struct ServerBuilder {
     insecure: bool,
     alias: Option<(CheckpointName, CheckpointName)>,
     rehearsal: Option<Rehearsal>,
-    exports: BTreeMap<CheckpointName, Export>,
+    exports: Vec<(CheckpointName, Export)>,
     on_ready: Option<OnReady>,
 }
 
@@ -119,7 +119,7 @@ impl Server {
             insecure: false,
             alias: None,
             rehearsal: None,
-            exports: BTreeMap::new(),
+            exports: Vec::new(),
             on_ready: None,
         }
     }
@@ -156,6 +156,11 @@ impl Server {
             .map_err(|e| Error::Bug(e.to_string()))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let registry = self.context.registry.clone();
+        let terms = match (self.alias, &self.offers) {
+            (Some((wire, local)), _) => renaming(wire, local),
+            (None, Some(offers)) => keeping_free(Arc::clone(&offers.exports)),
+            (None, None) => None,
+        };
         // Ends with the server: dropping the set aborts what is in it.
         let mut chores = JoinSet::new();
         if let Some(ttl) = self.staging_ttl {
@@ -172,11 +177,7 @@ impl Server {
             .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(service::FerryService::new(
-                self.context,
-                self.alias.and_then(|(wire, local)| renaming(wire, local)),
-                self.offers,
-            ))
+            .add_service(service::FerryService::new(self.context, terms, self.offers))
             .add_service(health_service)
             .add_service(reflection_v1)
             .add_service(reflection_alpha)
@@ -227,6 +228,43 @@ fn renaming(wire: CheckpointName, local: CheckpointName) -> Terms {
             ..open
         })
     }))
+}
+
+/// Takes nothing under the names of exports, or they would mean two things.
+fn keeping_free(exports: Arc<BTreeMap<CheckpointName, Export>>) -> Terms {
+    Some(Arc::new(move |open: Open| {
+        let name = &open.checkpoint;
+        if exports.contains_key(name) {
+            let why =
+                format!("{name} is what this server offers from elsewhere: push to another name");
+            return Err(ProtocolError::new(Reason::Exists, why));
+        }
+        Ok(open)
+    }))
+}
+
+/// Exports by name: every one can be opened now, and no name is taken.
+fn check_exports(
+    exports: Vec<(CheckpointName, Export)>,
+    catalog: &Catalog,
+) -> Result<BTreeMap<CheckpointName, Export>, Error> {
+    let mut checked = BTreeMap::new();
+    for (name, export) in exports {
+        if catalog.manifest(&name)?.is_some() {
+            return Err(Error::Config(format!(
+                "a checkpoint {name} is published here already: export under another name, as NAME=PATH"
+            )));
+        }
+        if let Export::Path(path) = &export {
+            SourceSet::open(&[path], &SourceOptions::default())?;
+        }
+        if checked.insert(name.clone(), export).is_some() {
+            return Err(Error::Usage(format!(
+                "two exports have the name {name}: name them, as NAME=PATH"
+            )));
+        }
+    }
+    Ok(checked)
 }
 
 /// The schema of every service.
@@ -318,9 +356,10 @@ impl ServerBuilder {
     }
 
     /// Offers a checkpoint that lies elsewhere to those who pull, under a name: a file or
-    /// folder of any format that a push takes. It is opened anew for each pull.
+    /// folder of any format that a push takes. It is opened anew for each pull, and once when
+    /// the server starts. Nothing can be pushed to that name.
     pub fn export(mut self, name: CheckpointName, path: impl Into<PathBuf>) -> Self {
-        self.exports.insert(name, Export::Path(path.into()));
+        self.exports.push((name, Export::Path(path.into())));
         self
     }
 
@@ -334,7 +373,7 @@ impl ServerBuilder {
         F: Fn(&NameFilter) -> Result<GrowingSource, Error> + Send + Sync + 'static,
     {
         let snapshot = Export::Memory(Arc::new(snapshot));
-        self.exports.insert(name, snapshot);
+        self.exports.push((name, snapshot));
         self
     }
 
@@ -355,7 +394,8 @@ impl ServerBuilder {
     ///
     /// # Errors
     /// The root cannot be used, the address is taken, or it reaches beyond this
-    /// machine without [`ServerBuilder::insecure`].
+    /// machine without [`ServerBuilder::insecure`]; what is to be exported cannot be opened,
+    /// or its name is taken.
     pub async fn bind(self, address: SocketAddr) -> Result<Server, Error> {
         if !address.ip().is_loopback() && !self.insecure {
             return Err(Error::Config(format!(
@@ -367,6 +407,10 @@ impl ServerBuilder {
             file_system,
             drain,
         } = self.prepare().await?;
+        let (exports, catalog) = (self.exports.clone(), context.catalog.clone());
+        let exports = tokio::task::spawn_blocking(move || check_exports(exports, &catalog))
+            .await
+            .map_err(|e| Error::Bug(e.to_string()))??;
         let listener = TcpListener::bind(address)
             .await
             .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
@@ -377,7 +421,7 @@ impl ServerBuilder {
         let offers = (self.alias.is_none() && self.rehearsal.is_none()).then(|| OfferContext {
             catalog: context.catalog.clone(),
             root: self.root,
-            exports: Arc::new(self.exports),
+            exports: Arc::new(exports),
             budget_bytes: self.budget_bytes,
             slots: Arc::new(Semaphore::new(MAX_PULLS)),
             lanes: OfferedLanes::default(),

@@ -14,6 +14,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tonic::{Status, body::Body, server::NamedService};
@@ -31,8 +32,10 @@ pub(super) struct FerryService {
 
 impl FerryService {
     pub(super) fn new(context: ReceiveContext, terms: Terms, offers: Option<OfferContext>) -> Self {
+        let exports = offers.as_ref().map(|o| Arc::clone(&o.exports));
+        let exports = exports.unwrap_or_default();
         FerryService {
-            unary: FerryServer::new(Unary::new(context.clone())),
+            unary: FerryServer::new(Unary::new(context.clone(), exports)),
             context,
             terms,
             offers,

@@ -4,14 +4,15 @@ use crate::{
     error::Error,
     plan::CheckpointName,
     protocol::Reason,
-    session::ReceiveContext,
+    session::{Export, ReceiveContext},
+    source::{SourceOptions, SourceSet},
     store::{Catalog, TransferSummary},
     wire::{
         pb::{self, ferry_server::Ferry},
         to_status,
     },
 };
-use std::{pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -26,13 +27,21 @@ const MAX_QUESTIONS: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Unary {
     context: ReceiveContext,
+    exports: Arc<BTreeMap<CheckpointName, Export>>,
     questions: Arc<Semaphore>,
 }
 
 impl Unary {
-    pub(super) fn new(context: ReceiveContext) -> Self {
+    pub(super) fn new(
+        context: ReceiveContext,
+        exports: Arc<BTreeMap<CheckpointName, Export>>,
+    ) -> Self {
         let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
-        Unary { context, questions }
+        Unary {
+            context,
+            exports,
+            questions,
+        }
     }
 
     /// Runs a question where it may block on the disk.
@@ -53,10 +62,19 @@ impl Unary {
             .map_err(|e| status_of(&e))
     }
 
+    fn not_found(&self, name: &CheckpointName) -> Status {
+        let why = match self.exports.contains_key(name) {
+            true => format!("{name} is offered from elsewhere and has no manifest here: pull it"),
+            false => format!("there is no checkpoint or transfer {name}"),
+        };
+        to_status(Reason::NotFound, &why)
+    }
+
     fn transfer_row(&self, transfer: &TransferSummary) -> pb::CheckpointSummary {
         pb::CheckpointSummary {
             name: transfer.name.to_string(),
             published: false,
+            offered: false,
             entry_count: transfer.entry_count,
             total_bytes: transfer.total_bytes,
             durable_bytes: transfer.durable_bytes,
@@ -123,14 +141,23 @@ impl Ferry for Unary {
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
         let request = request.into_inner();
-        let (published, transfers) = self
-            .ask(|catalog| Ok((catalog.list_published()?, catalog.list_transfers()?)))
+        let exports = Arc::clone(&self.exports);
+        let (published, transfers, offered) = self
+            .ask(move |catalog| {
+                let offered: Vec<_> = exports.iter().map(offered_row).collect();
+                Ok((
+                    catalog.list_published()?,
+                    catalog.list_transfers()?,
+                    offered,
+                ))
+            })
             .await?;
         let mut rows: Vec<pb::CheckpointSummary> = published
             .into_iter()
             .map(|(name, manifest, modified)| pb::CheckpointSummary {
                 name: name.to_string(),
                 published: true,
+                offered: false,
                 entry_count: (manifest.tensors.len() + manifest.files.len()) as u64,
                 total_bytes: manifest.total_nbytes,
                 durable_bytes: manifest.total_nbytes,
@@ -140,6 +167,7 @@ impl Ferry for Unary {
             })
             .collect();
         rows.extend(transfers.iter().map(|t| self.transfer_row(t)));
+        rows.extend(offered);
         // A name can be there twice: published, and being replaced. The token
         // carries both parts of the order.
         let order =
@@ -170,7 +198,7 @@ impl Ferry for Unary {
         let manifest = self
             .ask(move |catalog| Ok(catalog.manifest(&wanted)?))
             .await?;
-        let (_, bytes) = manifest.ok_or_else(|| not_found(&name))?;
+        let (_, bytes) = manifest.ok_or_else(|| self.not_found(&name))?;
         Ok(Response::new(pb::DescribeResponse {
             manifest_json: bytes.into(),
         }))
@@ -186,7 +214,7 @@ impl Ferry for Unary {
             .ask(move |catalog| Ok((catalog.manifest(&wanted)?, catalog.transfer(&wanted)?)))
             .await?;
         if manifest.is_none() && transfer.is_none() {
-            return Err(not_found(&name));
+            return Err(self.not_found(&name));
         }
         let manifest = manifest.map(|(manifest, _)| manifest);
         let fingerprint = manifest.as_ref().and_then(|m| m.fingerprint.clone());
@@ -217,9 +245,17 @@ impl Ferry for Unary {
     }
 }
 
-fn not_found(name: &CheckpointName) -> Status {
-    to_status(
-        Reason::NotFound,
-        &format!("there is no checkpoint or transfer {name}"),
-    )
+/// What is offered from elsewhere, as it is now.
+fn offered_row((name, export): (&CheckpointName, &Export)) -> pb::CheckpointSummary {
+    let opened = match export {
+        Export::Path(path) => SourceSet::open(&[path], &SourceOptions::default()).ok(),
+        Export::Memory(_) => None,
+    };
+    pb::CheckpointSummary {
+        name: name.to_string(),
+        offered: true,
+        entry_count: opened.as_ref().map_or(0, |set| set.entries().len() as u64),
+        total_bytes: opened.as_ref().map_or(0, SourceSet::total_bytes),
+        ..Default::default()
+    }
 }

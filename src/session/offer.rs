@@ -22,6 +22,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
+    error::Error as _,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -296,7 +297,7 @@ fn open_source(context: &OfferContext, wanted: &PullOpen) -> Result<Opened, Send
     }
     let manifest = || -> Result<Vec<u8>, ProtocolError> {
         let read = context.catalog.manifest(name).map_err(|error| {
-            tracing::warn!(%name, %error, "a manifest cannot be read");
+            tracing::error!(%name, %error, "a manifest cannot be read");
             let why = format!("the manifest of {name} cannot be read; the server's log says why");
             ProtocolError::new(Reason::StorageIoError, why)
         })?;
@@ -367,7 +368,7 @@ fn open_memory(snapshot: &Snapshot, wanted: &PullOpen) -> Result<Opened, SendErr
     let filter = NameFilter::new(&wanted.include, &wanted.exclude);
     let filter = filter.map_err(|error| unopened(name, error))?;
     let source = snapshot(&filter).map_err(|error| {
-        tracing::warn!(%name, %error, "a snapshot failed");
+        tracing::error!(%name, %error, "a snapshot failed");
         let why = format!("no snapshot of {name} can be had; the server's log says why");
         ProtocolError::new(Reason::Unsupported, why)
     })?;
@@ -401,7 +402,8 @@ fn unopened(name: &CheckpointName, error: SourceError) -> ProtocolError {
         SourceError::Selection { .. } => ProtocolError::new(Reason::NotFound, error.to_string()),
         // Where it lies is nobody's business.
         _ => {
-            tracing::warn!(%name, %error, "what was to be pulled cannot be opened");
+            let cause = error.source().map(ToString::to_string);
+            tracing::error!(%name, %error, cause, "what was to be pulled cannot be opened");
             let why = format!("{name} cannot be opened; the server's log says why");
             ProtocolError::new(Reason::Unsupported, why)
         }

@@ -30,6 +30,7 @@ use tokio::{
 };
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::StatusExt as _;
 
 /// The switch, and the sign for what runs beneath.
 pub(crate) const TURNED: &str = "TENSORFERRY_TURNED";
@@ -229,23 +230,28 @@ impl Turned {
         };
         let _ = to_client.send(Ok(first)).await;
         tokio::spawn(forward(frames, to_client));
-        let is_done = self.back(answers, &out, Some(&offers)).await;
-        let ended = end_of(&mut client).await;
-        let end = match is_done {
-            true => return,
-            false => status_of(ended),
+        let said = self.back(answers, &out, Some(&offers)).await;
+        let ended = status_of(end_of(&mut client).await);
+        let end = match said {
+            Last::Done => return,
+            Last::Abort(abort) => refusal(&abort),
+            Last::Nothing => ended,
         };
         let _ = out.send(Err(end)).await;
     }
 
-    /// Hands over what a client says. Whether that ends with Done.
+    /// Hands over what a client says, but for a refusal, which a server puts into the end of
+    /// the call.
     async fn back(
         &self,
         mut answers: Streaming<pb::ReceiverFrame>,
         out: &mpsc::Sender<Result<pb::ReceiverFrame, Status>>,
         offers: Option<&Offers>,
-    ) -> bool {
+    ) -> Last {
         while let Ok(Some(frame)) = answers.message().await {
+            if let Some(Answer::Abort(abort)) = frame.control {
+                return Last::Abort(abort);
+            }
             let is_done = matches!(frame.control, Some(Answer::Done(_)));
             if let (Some(Answer::Accept(accept)), Some(offers)) = (&frame.control, offers) {
                 let token = accept.session_token.to_vec();
@@ -253,10 +259,10 @@ impl Turned {
             }
             let _ = out.send(Ok(frame)).await;
             if is_done {
-                return true;
+                return Last::Done;
             }
         }
-        false
+        Last::Nothing
     }
 
     /// A further lane of a push, over one that its client offers.
@@ -324,6 +330,38 @@ async fn end_of(client: &mut Child) -> std::io::Result<ExitStatus> {
     }
 }
 
+/// What a client says in the end.
+enum Last {
+    Done,
+    Abort(pb::Abort),
+    Nothing,
+}
+
+fn refuse(code: Code, reason: &str, message: String) -> Status {
+    let mut details = tonic_types::ErrorDetails::new();
+    details.set_error_info(reason, "tensorferry", HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
+/// As the server of a push says it.
+fn refusal(abort: &pb::Abort) -> Status {
+    let code = match abort.reason.as_str() {
+        "STORAGE_IO_ERROR" | "SOURCE_IO_ERROR" | "BUG" => Code::Internal,
+        "TOO_LARGE" | "TOO_MANY" | "DISK_QUOTA" => Code::ResourceExhausted,
+        "BAD_RANGE" => Code::OutOfRange,
+        "CHECKSUM" => Code::DataLoss,
+        "EXISTS" => Code::AlreadyExists,
+        "NOT_FOUND" => Code::NotFound,
+        "UNSUPPORTED" => Code::Unimplemented,
+        "INTERRUPTED" => Code::Cancelled,
+        "IDLE" => Code::DeadlineExceeded,
+        "SUPERSEDED" | "SOURCE_CHANGED" => Code::Aborted,
+        "LOCKED" | "UNSAFE_PATH" | "VERSION" | "MANIFEST_MISMATCH" => Code::FailedPrecondition,
+        _ => Code::InvalidArgument,
+    };
+    refuse(code, &abort.reason, abort.message.clone())
+}
+
 /// How a client's end looks to the sender.
 fn status_of(ended: std::io::Result<ExitStatus>) -> Status {
     use std::os::unix::process::ExitStatusExt;
@@ -336,18 +374,13 @@ fn status_of(ended: std::io::Result<ExitStatus>) -> Status {
         println!("a pull died of signal {signal}");
         std::process::exit(128 + signal);
     }
-    use tonic_types::StatusExt as _;
-    let refuse = |code, reason: &str| {
-        let mut details = tonic_types::ErrorDetails::new();
-        details.set_error_info(reason, "tensorferry", HashMap::new());
-        Status::with_error_details(code, format!("a pull ended with {ended}"), details)
-    };
+    let refuse = |code, reason: &str| refuse(code, reason, format!("a pull ended with {ended}"));
     match ended.code() {
         // Its server, which is the oracle, was gone; or somebody stopped it.
         Some(5 | 130) => Status::unavailable("a pull lost its connection"),
         Some(1) => refuse(Code::Internal, "STORAGE_IO_ERROR"),
         Some(6) => refuse(Code::DataLoss, "CHECKSUM"),
-        Some(8) => refuse(Code::ResourceExhausted, "NO_SPACE"),
+        Some(8) => refuse(Code::ResourceExhausted, "DISK_QUOTA"),
         Some(9) => refuse(Code::AlreadyExists, "EXISTS"),
         Some(11) => refuse(Code::FailedPrecondition, "LOCKED"),
         code => refuse(Code::Unknown, &format!("EXIT_{code:?}")),
@@ -439,9 +472,22 @@ impl Ferry for Turned {
 
     async fn discard(
         &self,
-        _: Request<pb::DiscardRequest>,
+        request: Request<pb::DiscardRequest>,
     ) -> Result<Response<pb::DiscardResponse>, Status> {
-        Err(Status::unimplemented("a client discards nothing"))
+        // Nobody else than whoever has the folder can.
+        let name = request.into_inner().checkpoint;
+        let folder = self.folder(&name);
+        let turn = Arc::clone(lock(&self.crowd.names).entry(name).or_default());
+        let _turn = turn.lock().await;
+        let discarded = tokio::task::spawn_blocking(move || tensorferry::discard_folder(&folder));
+        let discarded = discarded
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
+        let discarded = discarded.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(pb::DiscardResponse {
+            existed: discarded.is_some(),
+            discarded_bytes: discarded.unwrap_or(0),
+        }))
     }
 }
 

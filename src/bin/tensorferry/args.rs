@@ -365,6 +365,9 @@ pub(crate) struct PullArgs {
     /// named so are read-only
     #[arg(long, value_parser = BoolishValueParser::new(), env = "TENSORFERRY_READY")]
     pub(crate) ready: bool,
+    /// How chunks get into their files
+    #[arg(long, value_enum, default_value = "auto", env = "TENSORFERRY_WRITE")]
+    pub(crate) write: WriteArg,
     #[command(flatten)]
     pub(crate) transfer: TransferArgs,
 }

@@ -9,6 +9,7 @@ use tensorferry::{CheckpointSummary, Client, Error, list_folder};
 struct CheckpointEvent<'a> {
     name: &'a str,
     published: bool,
+    offered: bool,
     active: bool,
     entries: u64,
     bytes: u64,
@@ -30,6 +31,7 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
             &CheckpointEvent {
                 name: &row.name,
                 published: row.published,
+                offered: row.offered,
                 active: row.active,
                 entries: row.entry_count,
                 bytes: row.total_bytes,
@@ -57,7 +59,10 @@ pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> 
         vec![
             units::brief(&row.name),
             state(row),
-            age(row.modified_unix_seconds),
+            match row.offered {
+                true => "-".to_owned(),
+                false => age(row.modified_unix_seconds),
+            },
             so_far(row, row.entry_count.to_string()),
             so_far(row, units::bytes(row.total_bytes)),
         ]
@@ -70,6 +75,9 @@ pub(crate) fn state(row: &CheckpointSummary) -> String {
     if row.published {
         return "complete".to_owned();
     }
+    if row.offered {
+        return "offered".to_owned();
+    }
     let doing = if row.active {
         "receiving"
     } else {
@@ -81,7 +89,7 @@ pub(crate) fn state(row: &CheckpointSummary) -> String {
 
 /// What is known of an unfinished transfer is a lower bound.
 fn so_far(row: &CheckpointSummary, text: String) -> String {
-    if row.published {
+    if row.published || row.offered {
         text
     } else {
         format!("{text}+")

@@ -9,7 +9,7 @@ use crate::{
     ready,
     target::{self, Target},
 };
-use tensorferry::{Client, Error, ErrorCode, OnReady, PullOptions};
+use tensorferry::{Client, Error, ErrorCode, OnReady, PullOptions, Reason};
 
 pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), Failure> {
     let mut options = PullOptions::default();
@@ -21,6 +21,7 @@ pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), F
         false if options.transfer.first.is_empty() => None,
         false => Some(OnReady::of_first(|tensor| ready::tell(tensor, output))),
     };
+    options.write_mode = args.write.into();
     options.max_bytes = (args.max_bytes > 0).then_some(args.max_bytes);
     let (authority, name) = match Target::parse(&args.src)? {
         Target::Server { authority, name } => (authority, name),
@@ -60,6 +61,19 @@ pub(crate) async fn run(args: PullArgs, output: &'static Output) -> Result<(), F
         }
         Err(error) if error.code() == ErrorCode::NoSpace && args.max_bytes > 0 => {
             let hint = "raise --max-bytes, or take a part of it with --include; or free space here";
+            Err(Failure::with_hint(error, hint))
+        }
+        Err(error)
+            if matches!(
+                &error,
+                Error::Store {
+                    reason: Reason::Locked,
+                    ..
+                }
+            ) =>
+        {
+            let hint = "another transfer to DIR is unfinished, of another source or selection: run that one \
+                        again, or add --restart to throw it away";
             Err(Failure::with_hint(error, hint))
         }
         Err(error) => Err(push::tell_failed(error, &progress, &place, output)),
