@@ -9,12 +9,17 @@ import json
 import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import maturin
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE / "tensorferry.data" / "scripts"
+
+
+# Without build isolation nothing says where maturin's program is.
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 
 def profile() -> str:

@@ -6,8 +6,10 @@ mod common;
 
 use bytes::Bytes;
 use common::{product::*, *};
+use std::collections::BTreeMap;
 use tensorferry::{
-    Error, ErrorCode, MemoryEntry, OpenPush, SourceError, format::Dtype, plan::EntryHeader,
+    Checkpoint, Embedded, Error, ErrorCode, MemoryEntry, OpenPush, SourceError, format::Dtype,
+    plan::EntryHeader,
 };
 
 const LAYERS: usize = 6;
@@ -278,4 +280,20 @@ async fn memory_that_is_written_while_it_travels_is_noticed() {
     assert!(server.landed("model", "w", old.len()) == old);
     let manifest = std::fs::read_to_string(server.root.join("model/manifest.json")).unwrap();
     assert!(manifest.contains("\"trainable\":true") || manifest.contains("\"trainable\": true"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_folder_takes_memory_and_its_metadata() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("here");
+    let embedded = Embedded::start(&folder, 16 << 20).await.unwrap();
+    let metadata = BTreeMap::from([("step".to_owned(), "9".to_owned())]);
+    let push = embedded.push_open_with("run", metadata.clone(), defaults());
+    let push = push.unwrap();
+    (0..2).for_each(|i| add_layer(&push, i));
+    push.finish().await.unwrap();
+    embedded.stop().await.unwrap();
+    let landed = Checkpoint::open(&folder).unwrap();
+    assert_eq!(landed.info().metadata, metadata);
+    assert!(landed.tensor("layer.1").unwrap().unwrap().bytes() == layer(1));
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from ._dtypes import name_of
 from ._errors import usage
 
-__all__ = ["Lent", "Named", "as_array", "lent", "named"]
+__all__ = ["Lent", "Named", "as_array", "check", "lent", "named"]
 
 # Deeper nesting is taken for a cycle.
 _MAX_DEPTH = 64
@@ -69,6 +69,13 @@ def lent(name: str, value: Any) -> Lent:
         "big_endian": array.dtype.byteorder == ">" and array.dtype.itemsize > 1,
     }
     return Lent(meaning, flat, array.nbytes if copied else 0)
+
+
+def check(items: Iterable[Named]) -> None:
+    """Refuses arrays that cannot be lent, before anything is begun."""
+    for item in items:
+        if isinstance(item.value, np.ndarray):
+            name_of(item.value.dtype, item.name)
 
 
 def as_array(value: Any, name: str = "tensor") -> tuple[np.ndarray, bool]:

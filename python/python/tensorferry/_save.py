@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _native
-from ._convert import Named, lent, named
+from ._convert import Named, check, lent, named
 from ._errors import usage
-from ._transfer import Path, Report, finish, options
+from ._progress import reporter
+from ._transfer import Path, Report, options
 
 # More bytes copied than this are worth a warning.
 _COPY_WORTH_SAYING = 1 << 20
+# Seconds between two tellings of the progress, at least.
+_TELL = 0.1
 # Stands for this process's memory where the caller names nothing better.
 _KEY = "tensorferry.save"
 
@@ -87,18 +91,40 @@ def send(
     key: str | None,
     progress: Any,
     on_start: Callable[[Any], None] | None,
-    transfer: dict[str, Any],
+    options_given: dict[str, Any],
 ) -> Report:
     """Lends one tensor after the other; the first travels while the second is summed."""
-    chosen = options(**transfer)
+    chosen = options(**options_given)
     for unfit in ("include", "exclude", "trainable", "rename", "max_bytes"):
         if chosen[unfit]:
             raise usage(f"{unfit}= is for files: choose before you save")
     for option, text in (metadata or {}).items():
         if not isinstance(option, str) or not isinstance(text, str):
             raise TypeError("metadata has strings only")
+    items = list(items)
+    check(items)
     push = _native.open_push(os.fspath(dest), key or _KEY, dict(metadata or {}), chosen)
+    with reporter(progress) as tell:
+        copied = _add(push, items, detect_mutation, on_start, tell)
+        copied_bytes = sum(copied.values())
+        if copied_bytes > _COPY_WORTH_SAYING:
+            shown = ", ".join(list(copied)[:3]) + (", …" if len(copied) > 3 else "")
+            warnings.warn(
+                f"{copied_bytes} bytes of {len(copied)} tensors had to be copied, as they are not in one piece or "
+                f"not on the CPU: {shown}",
+                CopyWarning,
+                stacklevel=3,
+            )
+        transfer = push.finish()
+        if on_start is not None:
+            on_start(transfer)
+        return Report(**transfer.wait(tell), copied_bytes=copied_bytes, copied=tuple(copied))
+
+
+def _add(push: Any, items: Iterable[Named], checked: bool, on_start: Any, tell: Any) -> dict[str, int]:
+    """Names and bytes of what had to be copied."""
     copied: dict[str, int] = {}
+    told = time.monotonic()
     try:
         if on_start is not None:
             on_start(push)
@@ -106,23 +132,17 @@ def send(
             tensor = lent(item.name, item.value)
             if tensor.copied_bytes:
                 copied[item.name] = tensor.copied_bytes
-            push.add(tensor.meaning, tensor.array, item.trainable, detect_mutation)
+            push.add(tensor.meaning, tensor.array, item.trainable, checked)
             if push.has_ended():
-                # Why is said below.
+                # Why is told at the end.
                 break
+            if tell is not None and time.monotonic() - told >= _TELL:
+                told = time.monotonic()
+                tell(push.progress())
     except BaseException:
         push.abandon()
         raise
-    copied_bytes = sum(copied.values())
-    if copied_bytes > _COPY_WORTH_SAYING:
-        shown = ", ".join(list(copied)[:3]) + (", …" if len(copied) > 3 else "")
-        warnings.warn(
-            f"{copied_bytes} bytes of {len(copied)} tensors had to be copied, as they are not in one piece or "
-            f"not on the CPU: {shown}",
-            CopyWarning,
-            stacklevel=3,
-        )
-    return finish(push.finish(), progress, on_start, copied_bytes=copied_bytes, copied=tuple(copied))
+    return copied
 
 
 def _trainable(value: Any) -> bool | None:
