@@ -54,7 +54,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 
 def build_sdist(sdist_directory, config_settings=None):
-    raise NotImplementedError("no source distribution: the library lies beside this folder; install from the repository")
+    raise NotImplementedError("no source distribution: the library lies beside this folder")
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -13,7 +13,7 @@ use tensorferry::{BUDGET_BYTES_DEFAULT, Client, Embedded, Error, plan::Checkpoin
 
 /// Where something goes, checked.
 pub(crate) enum Place {
-    Server(Client, CheckpointName),
+    Server(Box<Client>, CheckpointName),
     Folder(PathBuf),
 }
 
@@ -22,14 +22,14 @@ impl Place {
         Ok(match Target::parse(dest)? {
             Target::Server { authority, name } => {
                 let name = checkpoint_name(&authority, &name)?;
-                Place::Server(Client::new(&authority)?, name)
+                Place::Server(Box::new(Client::new(&authority)?), name)
             }
             Target::Folder(folder) => Place::Folder(folder),
         })
     }
 
     /// A name on a server, which a pull comes from.
-    fn server(dest: &OsStr) -> Result<(Client, CheckpointName), Error> {
+    fn server(dest: &OsStr) -> Result<(Box<Client>, CheckpointName), Error> {
         match Place::parse(dest)? {
             Place::Server(client, name) => Ok((client, name)),
             Place::Folder(folder) => Err(Error::Usage(format!(

@@ -137,7 +137,8 @@ def test_memory_written_on_the_way_is_noticed_by_name(server, tmp_path, noise):
 
     with pytest.raises(ferry.SourceChangedError) as caught:
         # So slow that the last byte goes out long after the first call.
-        ferry.save_file({"calm": noise(8), "busy": array}, server.url("m"), bwlimit="24M", codec="none", progress=disturb)
+        slow = {"bwlimit": "24M", "codec": "none"}
+        ferry.save_file({"calm": noise(8), "busy": array}, server.url("m"), progress=disturb, **slow)
     assert told[0].settled_bytes < array.nbytes
     assert (caught.value.tensor, caught.value.code) == ("busy", "source-changed")
     assert not (tmp_path / "root/m").exists()

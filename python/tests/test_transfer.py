@@ -90,7 +90,7 @@ def test_progress_is_told_to_every_kind_of_listener(server, noise):
     assert 2 < len(told) < 20
     assert told[-1].stage == "done" and told[-1]["settled_bytes"] == 4 << 20
     with pytest.raises(AttributeError):
-        told[-1].nothing
+        _ = told[-1].nothing
 
     class Callback:
         size = value = None
@@ -147,3 +147,32 @@ def test_the_manifest_of_a_folder_must_be_one(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(ferry.IntegrityError):
         ferry.open(tmp_path)
+
+
+def test_types_that_share_bytes_are_the_bytes_of_the_file(tmp_path):
+    header = json.dumps({
+        "f4": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]},
+        "empty": {"dtype": "F4", "shape": [0, 4], "data_offsets": [4, 4]},
+        "half": {"dtype": "BF16", "shape": [2], "data_offsets": [4, 8]},
+    }).encode()
+    file = tmp_path / "m.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(8)))
+    ferry.push(file, tmp_path / "npy", npy_dtype="named")
+    ferry.push(file, tmp_path / "one", out_format="safetensors")
+    for folder in ("npy", "one"):
+        landed = ferry.open(tmp_path / folder)
+        assert landed["f4"].dtype == np.uint8 and landed["f4"].tobytes() == bytes(range(4))
+        assert landed["empty"].size == 0
+        assert landed["half"].dtype.name == "bfloat16" and landed["half"].tobytes() == bytes(range(4, 8))
+        assert landed.info("f4")["dtype"] == "float4_e2m1fn"
+    assert np.array_equal(ferry.open(tmp_path / "npy")["f4"], np.load(tmp_path / "npy/f4.npy"))
+
+
+def test_without_ml_dtypes_its_types_are_raw_bytes(tmp_path, monkeypatch):
+    import ml_dtypes
+
+    ferry.save_file({"b": np.ones(3, ml_dtypes.bfloat16), "f": np.ones(3, ml_dtypes.float8_e5m2)}, tmp_path / "m")
+    monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
+    landed = ferry.open(tmp_path / "m")
+    assert (landed["b"].dtype, landed["f"].dtype) == (np.dtype("V2"), np.dtype("V1"))
+    assert landed["b"].view(np.uint16)[0] == 0x3F80

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def _map(folder: pathlib.Path, tensor: dict[str, Any]) -> np.memmap:
         shape = _npy_shape(file) if file.suffix == ".npy" else (tensor["nbytes"],)
     elif tensor["byteorder"] == "big":
         dtype = dtype.newbyteorder(">")
-    order = "F" if tensor["fortran_order"] else "C"
+    order: Literal["C", "F"] = "F" if tensor["fortran_order"] else "C"
     size = os.stat(file).st_size
     if size < tensor["data_offset"] + tensor["nbytes"]:
         raise IntegrityError(

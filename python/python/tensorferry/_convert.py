@@ -7,7 +7,7 @@ loaded by then.
 |---|---|
 | numpy arrays, contiguous in either order and in either order of bytes | no |
 | numpy arrays with gaps | yes, one tensor at a time |
-| tf.Tensor and tf.Variable on the CPU | no: the array shares the buffer, and TensorFlow makes a new one before it changes a variable whose buffer is shared |
+| tf.Tensor and tf.Variable on the CPU | no: TensorFlow makes a new buffer before it changes one that is shared |
 | torch.Tensor on the CPU, contiguous | no |
 | jax.Array on the CPU | no |
 | tensors on other devices | yes: their library brings them here |

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from ._convert import Named, lent, named
@@ -59,11 +60,13 @@ class Handle:
     def result(self, timeout: float | None = None) -> Report:
         """Waits for the end, ``timeout`` seconds at most; raises what the save raised, or
         ``TimeoutError``."""
-        return self._future.result(timeout)
+        with _timeouts():
+            return self._future.result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As :meth:`result`, but gives what was raised."""
-        return self._future.exception(timeout)
+        with _timeouts():
+            return self._future.exception(timeout)
 
     def done(self) -> bool:
         """Whether it has ended, well or not."""
@@ -82,6 +85,17 @@ class Handle:
         import asyncio
 
         return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+
+@contextlib.contextmanager
+def _timeouts() -> Iterator[None]:
+    # Until Python 3.10 that of futures was another.
+    try:
+        yield
+    except concurrent.futures.TimeoutError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise TimeoutError("the save goes on") from None
 
 
 def save_async(

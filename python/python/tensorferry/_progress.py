@@ -58,7 +58,7 @@ def _callback(callback: Any) -> Tell:
 @contextlib.contextmanager
 def _bar() -> Iterator[Tell]:
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         with _line() as tell:
             yield tell

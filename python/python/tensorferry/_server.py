@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import _native
-from ._convert import Lent, lent, named
+from ._convert import Named, lent, named
 from ._errors import usage
 from ._transfer import Path
 
@@ -96,7 +97,7 @@ class ModelServer(Server):
             with self.lock:
                 for item in named(_current(self._model)):
                     # Only what is wanted is converted; the native side copies it at once.
-                    yield item.name, lambda item=item: (*_pair(lent(item.name, item.value)), item.trainable)
+                    yield item.name, functools.partial(_lend, item)
         except Exception as error:
             self.last_error = error
             _log.exception("no snapshot of %s can be had", self.name)
@@ -128,8 +129,9 @@ def serve_model(
     return ModelServer(model, listen, name, insecure)
 
 
-def _pair(tensor: Lent) -> tuple[dict[str, Any], np.ndarray]:
-    return tensor.meaning, tensor.array
+def _lend(item: Named) -> tuple[dict[str, Any], np.ndarray, bool | None]:
+    tensor = lent(item.name, item.value)
+    return tensor.meaning, tensor.array, item.trainable
 
 
 def _current(model: Any) -> Any:

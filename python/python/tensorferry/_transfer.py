@@ -48,7 +48,7 @@ class Report:
 
 def options(**given: Any) -> dict[str, Any]:
     """All options of the native module, by name."""
-    known = {
+    known: dict[str, Any] = {
         "include": (),
         "exclude": (),
         "trainable": False,
