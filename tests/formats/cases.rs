@@ -195,7 +195,7 @@ fn data_of_an_onnx_model_lie_beneath_its_folder() {
 
 const ONNX_COUNT: usize = 70 + 4;
 const GGUF_COUNT: usize = 8 + 4 + 26;
-const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5 + 17 + 9;
+const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5 + 17 + 9 + 30;
 
 fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -248,6 +248,21 @@ fn what_keras_calls_its_variables_and_what_belongs_to_the_optimizer_is_known() {
             .iter()
             .all(|e| e.header.dtype().is_none() || e.crc32c.is_some())
     );
+}
+
+#[test]
+fn an_optimizer_is_known_by_what_it_holds_whatever_its_checkpoint_calls_it() {
+    let source = fixture("tensorflow/keras_optimizers/ckpt");
+    let set = open(&source, &SourceOptions::default()).unwrap();
+    let is_state = |name: &str| name.starts_with("adam") || name.starts_with("sgd");
+    for entry in set.entries() {
+        let name = &entry.header.name;
+        assert_eq!(entry.is_optimizer, is_state(name), "{name}");
+        assert!(entry.trainable.is_some(), "{name}");
+    }
+    let states = set.entries().iter().filter(|entry| entry.is_optimizer);
+    // Each counts its steps and has a rate; Adam keeps two for each of four, SGD one.
+    assert_eq!(states.count(), 2 + 8 + 2 + 4);
 }
 
 #[test]

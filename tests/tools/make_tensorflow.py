@@ -316,6 +316,23 @@ def keras_attributes(folder: Path, rng: np.random.Generator, large: bool) -> Pat
     return folder / "ckpt"
 
 
+def keras_optimizers(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Two models, each with an optimizer under a name of its own: trainable is what both train."""
+    keras.utils.set_random_seed(2)
+    models = {}
+    for name in ("first", "second"):
+        layers = [keras.Input((3,)), keras.layers.Dense(4, name="a"), keras.layers.BatchNormalization(name="b")]
+        models[name] = keras.Sequential(layers, name=name)
+    one, other = keras.optimizers.Adam(), keras.optimizers.SGD(momentum=0.9)
+    one.build(models["first"].trainable_variables)
+    other.build(models["second"].trainable_variables)
+    step, epoch = tf.Variable(3, name="step"), tf.Variable(4, name="epoch")
+    checkpoint = tf.train.Checkpoint(**models, opt=one, rival=other, step=step, epoch=epoch)
+    checkpoint.write(str(folder / "ckpt"))
+    note(folder, trainable=[v.path for model in models.values() for v in model.trainable_variables])
+    return folder / "ckpt"
+
+
 def module_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     """What `tf.saved_model.save` writes of a module."""
     module = Module()
@@ -342,7 +359,7 @@ def version_1(folder: Path, rng: np.random.Generator, large: bool) -> Path:
 
 
 CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, keras_frozen_export,
-         keras_saved, keras_frozen_saved, keras_attributes, module_export, version_1,
+         keras_saved, keras_frozen_saved, keras_attributes, keras_optimizers, module_export, version_1,
          big_endian, big_endian_bfloat16)  # fmt: skip
 
 

@@ -14,6 +14,10 @@ pub(crate) const GRAPH_KEY: &str = "_CHECKPOINTABLE_OBJECT_GRAPH";
 pub(crate) const VALUE_SUFFIX: &str = "/.ATTRIBUTES/VARIABLE_VALUE";
 /// What stands between a variable, an optimizer and the slot that this keeps for it.
 const SLOT_PART: &str = "/.OPTIMIZER_SLOT/";
+/// List of an optimizer of Keras 3: what it trains.
+const TRAINABLE_LIST: &str = "_trainable_variables";
+/// The same: what it keeps for itself.
+const OWN_LIST: &str = "_variables";
 /// Most nodes of a graph.
 const MAX_NODES: usize = 1 << 20;
 /// Most bytes of all further names together.
@@ -27,6 +31,8 @@ pub(crate) struct Graph<'a> {
     edges: Vec<Edge<'a>>,
     /// Nodes that an optimizer keeps for a variable.
     slots: HashSet<u32>,
+    /// Nodes that keep such ones.
+    slot_owners: HashSet<u32>,
     node_count: u32,
 }
 
@@ -56,7 +62,7 @@ pub(crate) struct Variable {
     pub(crate) aliases: Vec<String>,
     /// It belongs to an optimizer.
     pub(crate) is_optimizer: bool,
-    /// Its place among the trainable variables that an optimizer lists.
+    /// Its place among the trainable variables that optimizers list.
     pub(crate) trainable_index: Option<u32>,
     pub(crate) node: u32,
 }
@@ -84,7 +90,7 @@ impl Variable {
 pub(crate) struct Variables {
     /// By key.
     pub(crate) by_key: HashMap<String, Variable>,
-    /// An optimizer lists the trainable variables.
+    /// Optimizers list the trainable variables.
     pub(crate) has_trainable: bool,
 }
 
@@ -143,6 +149,7 @@ impl<'a> Graph<'a> {
                     });
                 }
                 3 => {
+                    self.slot_owners.insert(node);
                     for field in field.value.fields()? {
                         let field = field?;
                         if field.number == 3 {
@@ -163,8 +170,9 @@ impl<'a> Graph<'a> {
             *name_count.entry(value.full_name).or_default() += 1;
         }
         let paths = Paths::new(&self.edges, self.node_count);
-        let trainable = self.trainable(&paths);
-        let optimizers = self.optimizer_nodes(&paths);
+        let optimizers = self.optimizers(&paths);
+        let trainable = trainable(&optimizers, &paths);
+        let own = own_of(&optimizers, &paths);
         let mut aliases_bytes = 0;
         let mut by_key = HashMap::new();
         for value in &self.values {
@@ -185,7 +193,7 @@ impl<'a> Graph<'a> {
                 given_name: value.full_name.to_owned(),
                 aliases,
                 is_optimizer: trainable_index.is_none()
-                    && (is_slot || optimizers.contains(&value.node) || is_optimizer_path(own_path)),
+                    && (is_slot || own.contains(&value.node) || is_optimizer_path(own_path)),
                 trainable_index,
                 node: value.node,
             };
@@ -197,31 +205,56 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// What the one optimizer of Keras 3 lists as trainable, by node.
-    fn trainable(&self, paths: &Paths<'_, '_>) -> Option<HashMap<u32, u32>> {
-        let mut lists = self.edges.iter().filter(|edge| {
-            edge.name == "_trainable_variables" && paths.is_named(edge.parent, "optimizer")
-        });
-        let list = lists.next()?;
-        if lists.any(|other| other.child != list.child) {
-            // Several optimizers: which variables are meant is not known.
-            return None;
-        }
-        let places = paths.children(list.child).iter();
-        let places = places.filter_map(|&edge| Some((edge.child, edge.name.parse().ok()?)));
-        let places: HashMap<u32, u32> = places.collect();
-        (!places.is_empty()).then_some(places)
+    /// The optimizers in their order, whatever leads to them: they count their steps or keep a
+    /// learning rate beside lists of variables, or keep something for variables of others.
+    fn optimizers(&self, paths: &Paths<'_, '_>) -> Vec<u32> {
+        let is_optimizer = |&node: &u32| {
+            let has = |name: &str| paths.children(node).iter().any(|edge| edge.name == name);
+            let has_list = || has(TRAINABLE_LIST) || has(OWN_LIST);
+            self.slot_owners.contains(&node)
+                || (has_list()
+                    && (has("_iterations")
+                        || has("_learning_rate")
+                        || paths.is_named(node, "optimizer")))
+        };
+        (0..self.node_count).filter(is_optimizer).collect()
     }
+}
 
-    /// Everything in an optimizer's own list of variables.
-    fn optimizer_nodes(&self, paths: &Paths<'_, '_>) -> HashSet<u32> {
-        let own = self
-            .edges
-            .iter()
-            .filter(|edge| edge.name == "_variables" && paths.is_named(edge.parent, "optimizer"));
-        own.flat_map(|list| paths.children(list.child).iter().map(|edge| edge.child))
-            .collect()
+/// The place of each node that the optimizers of Keras 3 list as trainable: the first one's
+/// list, then what the others have beside it.
+fn trainable(optimizers: &[u32], paths: &Paths<'_, '_>) -> Option<HashMap<u32, u32>> {
+    let mut places = HashMap::new();
+    for list in lists(optimizers, TRAINABLE_LIST, paths) {
+        let listed = paths.children(list).iter();
+        let listed = listed.filter_map(|&edge| Some((edge.name.parse::<u32>().ok()?, edge.child)));
+        let mut listed: Vec<(u32, u32)> = listed.collect();
+        listed.sort_unstable();
+        for (_, node) in listed {
+            let place = places.len() as u32;
+            places.entry(node).or_insert(place);
+        }
     }
+    (!places.is_empty()).then_some(places)
+}
+
+/// What the optimizers keep for themselves: their lists of variables, and what hangs on them.
+fn own_of(optimizers: &[u32], paths: &Paths<'_, '_>) -> HashSet<u32> {
+    let lists = lists(optimizers, OWN_LIST, paths);
+    let holders = optimizers.iter().copied().chain(lists);
+    holders
+        .flat_map(|holder| paths.children(holder).iter().map(|edge| edge.child))
+        .collect()
+}
+
+/// The lists of this name, each once.
+fn lists(optimizers: &[u32], name: &str, paths: &Paths<'_, '_>) -> Vec<u32> {
+    let children = optimizers.iter().flat_map(|&node| paths.children(node));
+    let mut seen = HashSet::new();
+    children
+        .filter(|edge| edge.name == name && seen.insert(edge.child))
+        .map(|edge| edge.child)
+        .collect()
 }
 
 /// A name and the node behind it, of an `ObjectReference`.
