@@ -69,16 +69,19 @@ pub fn tensorflow_graph(data: &[u8]) {
         return;
     };
     let variables = graph.variables();
-    let mut given = HashSet::new();
-    for variable in variables.by_key.values() {
+    for (key, variable) in &variables.by_key {
         assert!(variable.aliases.len() <= MAX_ALIASES);
         let mut aliases = HashSet::new();
         for alias in &variable.aliases {
             assert!((1..=MAX_ENTRY_NAME_LEN).contains(&alias.len()));
             assert!(aliases.insert(alias), "an alias twice");
         }
-        if let Some(name) = &variable.full_name {
-            assert!(!name.is_empty() && given.insert(name), "a name twice");
+        let names = [
+            variable.telling_name().map(str::to_owned),
+            variable.path_name(key),
+        ];
+        for name in names.iter().flatten() {
+            assert!((1..=MAX_ENTRY_NAME_LEN).contains(&name.len()));
         }
         assert!(!(variable.is_optimizer && variable.trainable_index.is_some()));
     }

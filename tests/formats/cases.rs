@@ -195,7 +195,7 @@ fn data_of_an_onnx_model_lie_beneath_its_folder() {
 
 const ONNX_COUNT: usize = 70 + 4;
 const GGUF_COUNT: usize = 8 + 4 + 26;
-const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5 + 17 + 9 + 30;
+const TENSORFLOW_COUNT: usize = 42 + 83 + 9 + 40 + 23 + 5 + 9 + 5 + 17 + 9 + 30 + 10 + 5;
 
 fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -263,6 +263,17 @@ fn an_optimizer_is_known_by_what_it_holds_whatever_its_checkpoint_calls_it() {
     let states = set.entries().iter().filter(|entry| entry.is_optimizer);
     // Each counts its steps and has a rate; Adam keeps two for each of four, SGD one.
     assert_eq!(states.count(), 2 + 8 + 2 + 4);
+}
+
+#[test]
+fn weights_that_only_the_optimizer_lists_do_not_go_with_it() {
+    let source = fixture("tensorflow/keras_list/ckpt");
+    let set = open(&source, &SourceOptions::default()).unwrap();
+    let weights = set.entries().iter().filter(|entry| !entry.is_optimizer);
+    let weights: Vec<_> = weights.map(|entry| &entry.header.name[..]).collect();
+    let listed = (0..6).map(|index| format!("trainable_variables/{index}"));
+    let attributes = ["model/head/_kernel", "model/head/bias"].map(str::to_owned);
+    assert_eq!(weights, listed.chain(attributes).collect::<Vec<_>>());
 }
 
 #[test]

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ import format_files  # noqa: E402
 SEED = 20261128
 LARGE = 3 * (1 << 20) + 5
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
          "float32", "float64", "complex64", "complex128")  # fmt: skip
 ML = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
@@ -302,7 +304,7 @@ def keras_attributes(folder: Path, rng: np.random.Generator, large: bool) -> Pat
     model.compile("adam", "mse")
     model.fit(rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 2)), epochs=1, verbose=0)
     alone = tf.train.load_checkpoint(tf.train.Checkpoint(model=model).write(str(folder / "alone")))
-    by_value = {alone.get_tensor(k).tobytes(): k for k in alone.get_variable_to_dtype_map() if k != GRAPH}
+    by_value = {alone.get_tensor(k).tobytes(): way(k) for k in alone.get_variable_to_dtype_map() if k != GRAPH}
     tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(folder / "ckpt"))
     both = tf.train.load_checkpoint(str(folder / "ckpt"))
     keys = [key for key in both.get_variable_to_dtype_map() if key.startswith("optimizer/_trainable_variables/")]
@@ -312,7 +314,52 @@ def keras_attributes(folder: Path, rng: np.random.Generator, large: bool) -> Pat
     given = given_names(both)
     by_bytes = {both.get_tensor(key).tobytes(): key for key in both.get_variable_to_dtype_map() if key != GRAPH}
     order = [by_bytes[v.numpy().tobytes()] for v in model.trainable_variables]
-    note(folder, names=names, trainable=[given.get(key) or names.get(key) or key for key in order])
+    note(folder, names=names, trainable=[given.get(key) or names.get(key) or way(key) for key in order])
+    return folder / "ckpt"
+
+
+class Listed(keras.Model):
+    """A model whose layers are in a plain list, which the graph of objects does not have."""
+
+    def __init__(self) -> None:
+        super().__init__(name="listed")
+        self.blocks = [keras.layers.Dense(3, name="block") for _ in range(3)]
+        self.head = keras.layers.Dense(2, name="head")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """One after the other."""
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def keras_list(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Weights that are reached by the optimizer's list alone, and have each other's names."""
+    model = Listed()
+    model.compile("sgd", "mse")
+    model.fit(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)), epochs=1, verbose=0)
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(folder / "ckpt"))
+    reader = tf.train.load_checkpoint(str(folder / "ckpt"))
+    given = given_names(reader)
+    names, order = {}, []
+    for index, variable in enumerate(model.trainable_variables):
+        listed = f"optimizer/_trainable_variables/{index}{VALUE}"
+        if reader.has_tensor(listed):
+            names[listed] = f"trainable_variables/{index}"
+        found = [k for k in reader.get_variable_to_dtype_map()
+                 if k != GRAPH and np.array_equal(reader.get_tensor(k), variable.numpy())]  # fmt: skip
+        key = listed if listed in found else found[0]
+        order.append(given.get(key) or names.get(key) or way(key))
+    assert names
+    note(folder, names=names, trainable=order)
+    return folder / "ckpt"
+
+
+def plain_variables(folder: Path, rng: np.random.Generator, large: bool) -> Path:
+    """Variables that nobody has named, so that TensorFlow calls all of them the same."""
+    variable = lambda: tf.Variable(values("float32", (2,), rng))  # noqa: E731
+    lists, held = [variable(), variable()], {"a": variable()}
+    tf.train.Checkpoint(v=variable(), l=lists, d=held, step=tf.Variable(7)).write(str(folder / "ckpt"))
     return folder / "ckpt"
 
 
@@ -340,8 +387,7 @@ def module_export(folder: Path, rng: np.random.Generator, large: bool) -> Path:
     keys = {id(module.a): "a", id(module.list[0]): "list/0", id(module.sub.w): "sub/w",
             id(module.entries["x.y"]): "entries/x..y"}  # fmt: skip
     names = {"a": "a", "list/0": "b0"}
-    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    order = [names.get(keys[id(v)], keys[id(v)] + suffix) for v in module.trainable_variables]
+    order = [names.get(keys[id(v)], keys[id(v)]) for v in module.trainable_variables]
     note(folder, trainable=order)
     return folder / "model"
 
@@ -359,8 +405,8 @@ def version_1(folder: Path, rng: np.random.Generator, large: bool) -> Path:
 
 
 CASES = (dtypes, sharded, many, keras_checkpoint, module_checkpoint, keras_export, keras_frozen_export,
-         keras_saved, keras_frozen_saved, keras_attributes, keras_optimizers, module_export, version_1,
-         big_endian, big_endian_bfloat16)  # fmt: skip
+         keras_saved, keras_frozen_saved, keras_attributes, keras_optimizers, keras_list,
+         plain_variables, module_export, version_1, big_endian, big_endian_bfloat16)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what must land
@@ -390,7 +436,13 @@ def given_names(reader: Any) -> dict[str, str]:
     # A second copy of the same variable has its name, too.
     copies = {key for key in named if key.startswith("_all_variables/")}
     kept = [name for key, name in named.items() if key not in copies]
-    return {k: n for k, n in named.items() if k not in copies and kept.count(n) == 1 and n}
+    said = {k: n for k, n in named.items() if k not in copies and kept.count(n) == 1 and n}
+    return {k: n for k, n in said.items() if not re.fullmatch(r"Variable(_?\d+)?", n)}
+
+
+def way(key: str) -> str:
+    """What a variable is called that has no name of its own."""
+    return key.removesuffix(VALUE)
 
 
 def expect(folder: Path, source: Path) -> dict[str, Any]:
@@ -415,7 +467,7 @@ def expect(folder: Path, source: Path) -> dict[str, Any]:
         value = reader.get_tensor(key)
         dtype = value.dtype.names[0] if value.dtype.names else value.dtype.name
         raw = np.ascontiguousarray(value).tobytes()
-        name = names.get(key) or said.get("names", {}).get(key, key)
+        name = names.get(key) or said.get("names", {}).get(key) or way(key)
         row = {"name": name, "dtype": QUANTISED.get(dtype, dtype), "shape": list(value.shape),
                "sha256": hashlib.sha256(raw).hexdigest()}  # fmt: skip
         if trainable is not None:

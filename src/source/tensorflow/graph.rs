@@ -18,6 +18,8 @@ const SLOT_PART: &str = "/.OPTIMIZER_SLOT/";
 const TRAINABLE_LIST: &str = "_trainable_variables";
 /// The same: what it keeps for itself.
 const OWN_LIST: &str = "_variables";
+/// What variables are called after their place in such a list.
+const LISTED_NAME: &str = "trainable_variables";
 /// Most nodes of a graph.
 const MAX_NODES: usize = 1 << 20;
 /// Most bytes of all further names together.
@@ -55,9 +57,7 @@ struct Edge<'a> {
 /// What the graph says of a variable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Variable {
-    /// The name that its maker gave it, where no other has the same.
-    pub(crate) full_name: Option<String>,
-    /// The same, whether or not others have it.
+    /// The name that its maker gave it; others may have the same.
     pub(crate) given_name: String,
     pub(crate) aliases: Vec<String>,
     /// It belongs to an optimizer.
@@ -68,20 +68,35 @@ pub(crate) struct Variable {
 }
 
 impl Variable {
-    /// What it is called without a name of its own: its key, but the way over the model where
-    /// that of the key leads over the optimizer's list of what it trains.
-    pub(crate) fn path_key(&self, key: &str) -> String {
+    /// What it is called by its way, where its key is this one: that of the key, but one over the
+    /// model where the key leads over the optimizer's list of what it trains, and its place in that
+    /// list where there is no other. `None` where that is too long.
+    pub(crate) fn path_name(&self, key: &str) -> Option<String> {
         let own = key.strip_suffix(VALUE_SUFFIX).unwrap_or(key);
-        let is_fit = |way: &&String| {
-            !is_optimizer_path(way) && way.len() + VALUE_SUFFIX.len() <= MAX_ENTRY_NAME_LEN
-        };
-        let mut ways = self.aliases.iter().filter(is_fit);
-        match ways.next() {
-            Some(way) if !self.is_optimizer && is_optimizer_path(own) => {
-                format!("{way}{VALUE_SUFFIX}")
+        let name = match self.trainable_index {
+            Some(index) if is_over_optimizer(own) => {
+                let way = self.aliases.iter().find(|way| !is_over_optimizer(way));
+                way.cloned()
+                    .unwrap_or_else(|| format!("{LISTED_NAME}/{index}"))
             }
-            _ => key.to_owned(),
-        }
+            _ => own.to_owned(),
+        };
+        (1..=MAX_ENTRY_NAME_LEN)
+            .contains(&name.len())
+            .then_some(name)
+    }
+
+    /// The name that its maker gave it, where that says something.
+    pub(crate) fn telling_name(&self) -> Option<&str> {
+        // What TensorFlow calls a variable that nobody has named.
+        let is_default = |name: &str| {
+            let rest = name.strip_prefix("Variable");
+            let number = rest.map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+            number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let name = &self.given_name[..];
+        let is_usable = (1..=MAX_ENTRY_NAME_LEN).contains(&name.len()) && !name.contains('\0');
+        (is_usable && !is_default(name)).then_some(name)
     }
 }
 
@@ -165,10 +180,6 @@ impl<'a> Graph<'a> {
 
     /// Puts together what is said of every variable.
     pub(crate) fn variables(&self) -> Variables {
-        let mut name_count = HashMap::<&str, u32>::new();
-        for value in &self.values {
-            *name_count.entry(value.full_name).or_default() += 1;
-        }
         let paths = Paths::new(&self.edges, self.node_count);
         let optimizers = self.optimizers(&paths);
         let trainable = trainable(&optimizers, &paths);
@@ -181,15 +192,11 @@ impl<'a> Graph<'a> {
                 .as_ref()
                 .and_then(|list| list.get(&value.node).copied());
             let is_slot = self.slots.contains(&value.node) || value.key.contains(SLOT_PART);
-            let is_unique = !value.full_name.is_empty()
-                && value.full_name.len() <= MAX_ENTRY_NAME_LEN
-                && name_count.get(value.full_name) == Some(&1);
             let aliases = match is_slot {
                 true => Vec::new(),
                 false => paths.all_of(value.node, own_path, &mut aliases_bytes),
             };
             let variable = Variable {
-                full_name: is_unique.then(|| value.full_name.to_owned()),
                 given_name: value.full_name.to_owned(),
                 aliases,
                 is_optimizer: trainable_index.is_none()
@@ -274,6 +281,11 @@ pub(super) fn read_edge<'a>(message: Value<'a>) -> Result<(u32, &'a str), Conten
 /// Whether the variable of this path belongs to an optimizer.
 pub(super) fn is_optimizer_path(path: &str) -> bool {
     path.contains(SLOT_PART) || path.split('/').any(|part| part == "optimizer")
+}
+
+/// Whether a way leads over an optimizer, or over its list of what it trains.
+fn is_over_optimizer(path: &str) -> bool {
+    is_optimizer_path(path) || path.split('/').any(|part| part == TRAINABLE_LIST)
 }
 
 /// How each node is reached first, from the root on and with the fewest steps.

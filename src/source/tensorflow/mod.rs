@@ -237,12 +237,8 @@ impl Reader<'_> {
                 Some(index) => (0, index),
                 None => (1, facts.place.unwrap_or(u32::MAX)),
             };
-            let free = variable
-                .full_name
-                .take()
-                .filter(|name| !keys.contains(name) && !name.contains('\0'));
             planned.push(Planned {
-                name: free.unwrap_or_else(|| variable.path_key(&key)),
+                name: key.clone(),
                 key,
                 dtype,
                 entry,
@@ -251,7 +247,9 @@ impl Reader<'_> {
                 place,
             });
         }
-        Ok(without_doubles(planned))
+        let mut planned = without_doubles(planned);
+        name(&mut planned);
+        Ok(planned)
     }
 
     fn add(
@@ -376,24 +374,47 @@ fn without_doubles(planned: Vec<Planned>) -> Vec<Planned> {
         }
         _ => true,
     });
-    // What was not unique with its double may be so now.
-    let mut name_count = HashMap::<String, u32>::new();
-    for tensor in &kept {
-        *name_count
-            .entry(tensor.variable.given_name.clone())
-            .or_default() += 1;
-    }
-    let keys: HashSet<String> = kept.iter().map(|tensor| tensor.key.clone()).collect();
     for tensor in &mut kept {
         if let Some(path) = same(tensor).and_then(|id| hidden.remove(&id)) {
-            let given = &tensor.variable.given_name;
-            if name_count.get(given) == Some(&1) && !keys.contains(given) {
-                tensor.name.clone_from(given);
-            }
             tensor.variable.aliases.push(path);
         }
     }
     kept
+}
+
+/// Calls every tensor what its maker called it, where that says something and no other is called
+/// so; else by its way, where no other has that name; else by its key.
+fn name(planned: &mut [Planned]) {
+    let mut given_count = HashMap::<&str, u32>::new();
+    for tensor in planned.iter() {
+        let given = &tensor.variable.given_name[..];
+        *given_count.entry(given).or_default() += 1;
+    }
+    let wanted = |tensor: &Planned| {
+        let given = tensor.variable.telling_name();
+        given
+            .filter(|name| given_count.get(name) == Some(&1))
+            .map(str::to_owned)
+            .or_else(|| tensor.variable.path_name(&tensor.key))
+    };
+    let names: Vec<Option<String>> = planned.iter().map(wanted).collect();
+    let mut count = HashMap::<&str, u32>::new();
+    let keys = planned.iter().map(|tensor| &tensor.key[..]);
+    for name in keys.chain(names.iter().flatten().map(|name| &name[..])) {
+        *count.entry(name).or_default() += 1;
+    }
+    let is_free: Vec<bool> = names
+        .iter()
+        .map(|name| {
+            name.as_deref()
+                .is_some_and(|name| count.get(name) == Some(&1))
+        })
+        .collect();
+    for ((tensor, name), is_free) in planned.iter_mut().zip(names).zip(is_free) {
+        if let (Some(name), true) = (name, is_free) {
+            tensor.name = name;
+        }
+    }
 }
 
 /// The one text of a scalar: its length, a checksum of that, its bytes.
