@@ -177,7 +177,8 @@ impl Reader<'_> {
 
     fn open_tensor_file(&mut self, tensor: &Tensor, dtype: Dtype) -> Result<u32, SourceError> {
         let file = self.open(&tensor.name, &tensor.file)?;
-        let bytes = if file.prefix(MAGIC.len() as u64)? == MAGIC {
+        let is_npy = tensor.file.ends_with(".npy") || file.prefix(MAGIC.len() as u64)? == MAGIC;
+        let bytes = if is_npy {
             // A file that was overwritten since must not pass for the tensor.
             let (header, bytes) = npy::read_header(&file)?;
             let packed_shape = [tensor.nbytes];

@@ -278,6 +278,17 @@ fn a_landed_checkpoint_is_read_by_its_manifest() {
         fs::write(at("manifest.json"), manifest(file, crc32c, nbytes)).unwrap();
         assert!(open(folder.path()).is_err(), "{file} {crc32c} {nbytes}");
     }
+    // What does not begin like .npy is no container either when it is named so.
+    fs::write(at("manifest.json"), manifest("w.npy", "0a0b0c0d", 3)).unwrap();
+    let whole = fs::read(at("w.npy")).unwrap();
+    for byte in 0..6 {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 0xff;
+        fs::write(at("w.npy"), damaged).unwrap();
+        let error = open(folder.path()).unwrap_err();
+        assert!(matches!(error, SourceError::Malformed { .. }), "{error}");
+    }
+    fs::write(at("w.npy"), whole).unwrap();
     let newer = manifest("w.npy", "0a0b0c0d", 3).replace("\"version\":1", "\"version\":2");
     fs::write(at("manifest.json"), newer).unwrap();
     assert!(matches!(
