@@ -203,6 +203,29 @@ fn fixture(path: &str) -> PathBuf {
         .join(path)
 }
 
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for item in fs::read_dir(from).unwrap() {
+        let path = item.unwrap().path();
+        let name = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &name),
+            false => drop(fs::copy(&path, &name).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn a_saved_model_without_bytes_is_damaged_and_not_one_without_an_order() {
+    let temp = tempfile::tempdir().unwrap();
+    copy(&fixture("tensorflow/keras_export/model"), temp.path());
+    fs::write(temp.path().join("saved_model.pb"), "").unwrap();
+    let error = open(temp.path(), &SourceOptions::default()).unwrap_err();
+    assert!(matches!(error, SourceError::Malformed { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.ends_with("saved_model.pb is damaged: it is empty"), "{text}");
+}
+
 #[test]
 fn a_tensorflow_checkpoint_has_three_names() {
     let folder = fixture("tensorflow/keras_checkpoint");

@@ -32,6 +32,10 @@ pub(in crate::source) fn load(folder: &Path, builder: &mut Builder) -> Result<bo
         return Ok(false);
     }
     let file = OpenFile::open(&path)?;
+    if file.byte_len() == 0 {
+        // No message has fewer bytes, but this one has at least a graph.
+        return Err(SourceError::malformed(&path, "it is empty"));
+    }
     let view = View::file(&file);
     let found = object_graph(view).map_err(|refusal| refusal.of(&path))?;
     let model = match found.unwrap_or_default() {
