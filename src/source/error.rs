@@ -31,11 +31,11 @@ pub enum SourceError {
         why: String,
     },
     /// Valid, but without a counterpart here.
-    #[error("{}: {name:?} is not supported: {why}", path.display())]
+    #[error("{}", unsupported_text(path, name, why))]
     Unsupported {
         /// File it is in.
         path: PathBuf,
-        /// Tensor or other part, by name.
+        /// Tensor or other part, by name; empty where it is the whole file.
         name: String,
         /// What about it.
         why: String,
@@ -102,10 +102,18 @@ pub enum SourceError {
 pub(crate) enum ContentError {
     #[error("{0}")]
     Malformed(String),
-    #[error("{name:?}: {why}")]
+    #[error("{name:?} is not supported: {why}")]
     Unsupported { name: String, why: String },
     #[error(transparent)]
     Plan(#[from] PlanError),
+}
+
+fn unsupported_text(path: &Path, name: &str, why: &str) -> String {
+    let path = path.display();
+    match name {
+        "" => format!("{path} is not supported: {why}"),
+        name => format!("{path}: {name:?} is not supported: {why}"),
+    }
 }
 
 impl ContentError {

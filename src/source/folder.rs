@@ -115,6 +115,10 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
             rest.retain(|listed| !tensorflow::is_data_name(&listed.name));
         }
         [first, second, ..] => {
+            if tensorflow::shard_prefix(&first.name).is_some() {
+                // A checkpoint of version 1, whose shards are tables; reading one says so.
+                tensorflow::load(&first.path, &OpenFile::open(&first.path)?, builder)?;
+            }
             let why = format!(
                 "it holds several TensorFlow checkpoints, {} and {}: name the one to take",
                 first.name, second.name

@@ -101,11 +101,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
     match reader.u32()? {
         2 | 3 => {}
         version if version.swap_bytes() == 3 => {
-            return Err(unsupported("header", "it is big-endian"));
+            return Err(unsupported("", "it is big-endian"));
         }
         version => {
             let why = format!("version {version} of the format, only 2 and 3 are known");
-            return Err(unsupported("header", why));
+            return Err(unsupported("", why));
         }
     }
     let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);

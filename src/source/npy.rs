@@ -75,7 +75,7 @@ pub(super) fn entry_of(
 
 /// The header of a file, parsed and raw.
 pub(super) fn read_header(file: &OpenFile) -> Result<(NpyHeader, Vec<u8>), SourceError> {
-    let error = |error| refusal("header", error).of(file.path());
+    let error = |error| refusal("", error).of(file.path());
     let len = header_len(&file.prefix(12)?).map_err(error)?;
     let bytes = file.prefix(len as u64)?;
     let header = parse_header(&bytes).map_err(error)?;

@@ -216,6 +216,30 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
+fn version_1_is_refused_with_the_way_out_also_in_shards() {
+    let temp = tempfile::tempdir().unwrap();
+    let whole = fixture("tensorflow/version_1/model.ckpt");
+    for shard in ["old-00000-of-00002", "old-00001-of-00002"] {
+        fs::copy(&whole, temp.path().join(shard)).unwrap();
+    }
+    let refused = |path: &Path| {
+        let text = open(path, &SourceOptions::default()).unwrap_err().to_string();
+        let said = text.contains("is not supported: version 1") && text.contains("Saver");
+        assert!(said, "{}: {text}", path.display());
+    };
+    refused(&whole);
+    refused(&temp.path().join("old"));
+    refused(&temp.path().join("old-00001-of-00002"));
+    refused(temp.path());
+    let state = "model_checkpoint_path: \"old\"\n";
+    fs::write(temp.path().join("checkpoint"), state).unwrap();
+    refused(temp.path());
+    fs::write(temp.path().join("checkpoint"), state.replace("old", "older")).unwrap();
+    let error = open(temp.path(), &SourceOptions::default()).unwrap_err();
+    assert!(matches!(error, SourceError::Choice { .. }), "{error}");
+}
+
+#[test]
 fn a_saved_model_without_bytes_is_damaged_and_not_one_without_an_order() {
     let temp = tempfile::tempdir().unwrap();
     copy(&fixture("tensorflow/keras_export/model"), temp.path());

@@ -115,7 +115,7 @@ impl Bundle {
                 // The older kind of checkpoint has a message here.
                 (1, Value::Bytes(_)) => {
                     return Err(ContentError::unsupported(
-                        "checkpoint",
+                        "",
                         "version 1 of the format, from before 2017, holds no plain bytes: \
                          restore it with tf.compat.v1.train.Saver and save it again",
                     ));

@@ -39,7 +39,36 @@ pub(super) fn index_of_prefix(path: &Path) -> Option<PathBuf> {
         return None;
     }
     let index = with_suffix(path, INDEX_SUFFIX);
-    index.is_file().then_some(index)
+    index
+        .is_file()
+        .then_some(index)
+        .or_else(|| version_1_shard(path))
+}
+
+/// The first shard of a checkpoint of version 1 of this name, where there is one: what is
+/// wrong with it is said by whoever reads it.
+fn version_1_shard(prefix: &Path) -> Option<PathBuf> {
+    let name = prefix.file_name()?.to_str()?;
+    let folder = match prefix.parent()? {
+        empty if empty.as_os_str().is_empty() => Path::new("."),
+        folder => folder,
+    };
+    let shards = folder.read_dir().ok()?.filter_map(|item| {
+        let shard = item.ok()?.file_name().into_string().ok()?;
+        let is_first = shard_prefix(&shard) == Some(name) && shard.contains("-00000-of-");
+        is_first.then(|| prefix.with_file_name(shard))
+    });
+    shards.min()
+}
+
+/// What a file is a shard of by its name: of `NAME-00000-of-00002` it is NAME, which has data of
+/// its own in version 2.
+pub(super) fn shard_prefix(name: &str) -> Option<&str> {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let (rest, count) = name.rsplit_once("-of-")?;
+    let (prefix, shard) = rest.rsplit_once('-')?;
+    let is_shard = is_number(shard) && is_number(count) && !prefix.is_empty();
+    is_shard.then_some(prefix)
 }
 
 /// Whether a file ends like an index.
@@ -53,11 +82,7 @@ pub(super) fn is_index(file: &OpenFile) -> Result<bool, SourceError> {
 
 /// Whether a file is named like the data of a checkpoint.
 pub(super) fn is_data_name(name: &str) -> bool {
-    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    let numbers = name
-        .rsplit_once(".data-")
-        .and_then(|(_, numbers)| numbers.split_once("-of-"));
-    numbers.is_some_and(|(shard, count)| is_number(shard) && is_number(count))
+    shard_prefix(name).is_some_and(|prefix| prefix.ends_with(".data"))
 }
 
 /// Loads the checkpoint of an index.

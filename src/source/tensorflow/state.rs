@@ -66,6 +66,9 @@ pub(crate) fn latest_index(folder: &Path, text: &str) -> Result<Option<PathBuf>,
     if prefix.is_file() {
         return Ok(Some(prefix));
     }
+    if let Some(shard) = super::version_1_shard(&prefix) {
+        return Ok(Some(shard));
+    }
     let why = format!(
         "it names {:?}, whose index {} does not exist; \
          where another checkpoint is in this folder, name that one",

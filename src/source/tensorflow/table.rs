@@ -106,7 +106,7 @@ fn block(body: &[u8], handle: Handle) -> Result<&[u8], ContentError> {
     match sealed.split_last() {
         Some((0, content)) => Ok(content),
         Some((1, _)) => Err(ContentError::unsupported(
-            "index",
+            "",
             "it is compressed with snappy, which TensorFlow has not written since 2017: load and save it again",
         )),
         _ => Err(bad(format!(
