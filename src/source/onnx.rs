@@ -134,9 +134,10 @@ impl<'a, B: Bytes + ?Sized> Walker<'a, B> {
     }
 
     fn varint(&mut self, at: &mut u64, end: u64) -> Result<u64, ContentError> {
-        let bytes = self.peek(*at, end)?;
+        let start = *at;
+        let bytes = self.peek(start, end)?;
         let mut rest = bytes;
-        let number = varint(&mut rest)?;
+        let number = varint(&mut rest).map_err(|error| bad(format!("at byte {start}: {error}")))?;
         *at += (bytes.len() - rest.len()) as u64;
         Ok(number)
     }
@@ -145,9 +146,11 @@ impl<'a, B: Bytes + ?Sized> Walker<'a, B> {
     fn for_each(&mut self, message: Run, visit: &mut Visit<'_, Self>) -> Result<(), ContentError> {
         let (mut at, end) = (message.offset, message.end());
         while at < end {
+            let start = at;
+            let bad = |why: String| bad(format!("at byte {start}: {why}"));
             let tag = self.varint(&mut at, end)?;
             let number = u32::try_from(tag >> 3).ok().filter(|&number| number > 0);
-            let number = number.ok_or_else(|| bad("a field without a number"))?;
+            let number = number.ok_or_else(|| bad("a field without a number".to_owned()))?;
             let kind = (tag & 7) as u8;
             let (value, len) = match kind {
                 0 => (Value::Number(self.varint(&mut at, end)?), 0),
@@ -160,7 +163,12 @@ impl<'a, B: Bytes + ?Sized> Walker<'a, B> {
                 kind => return Err(bad(format!("field {number} of the unknown kind {kind}"))),
             };
             let next = at.checked_add(len).filter(|&next| next <= end);
-            at = next.ok_or_else(|| bad("a message that is cut off"))?;
+            let cut = || {
+                bad(format!(
+                    "field {number} has {len} bytes at {at}, what it is in ends at {end}"
+                ))
+            };
+            at = next.ok_or_else(cut)?;
             visit(self, number, kind, value)?;
         }
         Ok(())
@@ -196,9 +204,20 @@ pub(crate) struct External {
 
 /// Whether a file is a model: fields of one and no others, a graph among them.
 pub(super) fn is_model(file: &OpenFile) -> Result<bool, SourceError> {
+    Ok(begins(file)? && graph_of(file).is_ok_and(|graph| graph.is_some()))
+}
+
+/// Whether a file begins like a model.
+pub(super) fn begins(file: &OpenFile) -> Result<bool, SourceError> {
     // The version comes first, and is small.
-    let start = file.prefix(2)?;
-    Ok(matches!(start[..], [8, 1..=64]) && graph_of(file).is_ok_and(|graph| graph.is_some()))
+    Ok(matches!(file.prefix(2)?[..], [8, 1..=64]))
+}
+
+/// Why a file that begins like a model is none.
+pub(super) fn why_not(file: &OpenFile) -> SourceError {
+    let error = graph_of(file).err();
+    let error = error.unwrap_or_else(|| bad("a model without a graph"));
+    SourceError::content(file.path(), error)
 }
 
 /// The graph of a model, if this is one.
@@ -274,7 +293,8 @@ fn read_tensor<B: Bytes + ?Sized>(
         Ok(())
     })?;
     if tensor.name.is_empty() {
-        return Err(bad("a tensor without a name"));
+        let why = format!("at byte {}: a tensor without a name", message.offset);
+        return Err(bad(why));
     }
     tensor.external = is_external.then_some(external);
     Ok(tensor)

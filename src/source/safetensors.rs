@@ -126,6 +126,14 @@ pub(super) fn sniff(prefix: &[u8]) -> bool {
     }
 }
 
+/// What is wrong with a file that begins like one but for the length of its header.
+pub(super) fn bad_length(prefix: &[u8]) -> Option<String> {
+    let (len, rest) = prefix.split_first_chunk::<8>()?;
+    let len = u64::from_le_bytes(*len);
+    rest.starts_with(b"{")
+        .then(|| format!("at byte 0: a header of {len} bytes, 2 to {MAX_HEADER_LEN} can be"))
+}
+
 /// Adds all tensors of a file.
 pub(super) fn load(file: &OpenFile, builder: &mut Builder) -> Result<(), SourceError> {
     load_some(file, builder, |_, _| true)

@@ -55,7 +55,12 @@ pub(super) fn kind(file: &OpenFile) -> Result<Kind, SourceError> {
 /// Loads one file that was named by the user.
 pub(super) fn load_file(path: &Path, builder: &mut Builder) -> Result<(), SourceError> {
     let file = OpenFile::open(path)?;
-    match kind(&file)? {
+    let kind = kind(&file)?;
+    if let Some(why) = part_of_more(path, &file, kind)? {
+        let path = path.to_owned();
+        return Err(SourceError::Choice { path, why });
+    }
+    match kind {
         Kind::Npy => npy::load(path, &file, builder),
         Kind::Safetensors => safetensors::load(&file, builder),
         Kind::Npz => npz::load(&file, builder),
@@ -68,11 +73,49 @@ pub(super) fn load_file(path: &Path, builder: &mut Builder) -> Result<(), Source
         Kind::Zip => Err(archive::why_not(&file)),
         Kind::Other if keras::is_index_name(path) => keras::load_index(path, builder).map(drop),
         Kind::Other if sharded::is_index_name(path) => sharded::load_index(path, builder),
-        Kind::Other => Err(SourceError::Unknown {
-            path: path.to_owned(),
-            looked_at: looks(&file)?,
-        }),
+        Kind::Other => {
+            check_extension(path, &file)?;
+            if tensorflow::is_index_name(path) {
+                return Err(SourceError::malformed(path, tensorflow::table::NO_END));
+            }
+            Err(SourceError::Unknown {
+                path: path.to_owned(),
+                looked_at: looks(&file)?,
+            })
+        }
     }
+}
+
+/// What to name instead of a file that says nothing by itself, but belongs to a checkpoint.
+fn part_of_more(path: &Path, file: &OpenFile, kind: Kind) -> Result<Option<String>, SourceError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let begins = |magic: &[u8]| Ok::<_, SourceError>(file.prefix(magic.len() as u64)? == magic);
+    let text = match (&name[..], kind) {
+        // One part alone is a file of PyTorch, of a piece of a tensor.
+        (name, Kind::Zip | Kind::Torch) if name.ends_with(".distcp") => {
+            "it is part of a torch.distributed checkpoint: name the folder"
+        }
+        (".metadata", Kind::Other) if begins(b"\x80")? => {
+            "it describes a torch.distributed checkpoint: name the folder"
+        }
+        ("saved_model.pb", Kind::Other) => "it is part of a TensorFlow SavedModel: name the folder",
+        ("checkpoint", Kind::Other) if begins(b"model_checkpoint_path")? => {
+            "it says which TensorFlow checkpoint of the folder is the latest: name the folder, \
+             or a checkpoint without an ending"
+        }
+        (name, Kind::Other) if name.ends_with(".meta") => {
+            let prefix = path.with_extension("");
+            if tensorflow::index_of_prefix(&prefix).is_none() {
+                return Ok(None);
+            }
+            return Ok(Some(format!(
+                "it is the graph beside a TensorFlow checkpoint: name the checkpoint, {}",
+                prefix.display()
+            )));
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(text.to_owned()))
 }
 
 /// A file that is no checkpoint, though its extension says that it is one.
@@ -81,11 +124,23 @@ pub(super) fn check_extension(path: &Path, file: &OpenFile) -> Result<(), Source
         Some("npz" | "pt" | "pth" | "keras") if zip::sniff(&file.prefix(4)?) => {
             Err(archive::why_not(file))
         }
-        Some(extension @ ("npy" | "npz" | "safetensors" | "keras" | "h5" | "hdf5")) => {
-            Err(SourceError::malformed(
-                path,
-                format!("it is named .{extension}, but {}", looks(file)?),
-            ))
+        Some("onnx") if onnx::begins(file)? => Err(onnx::why_not(file)),
+        Some(
+            extension @ ("npy" | "npz" | "safetensors" | "keras" | "h5" | "hdf5" | "gguf" | "onnx"),
+        ) => {
+            let known = match extension {
+                "safetensors" => safetensors::bad_length(&file.prefix(PREFIX_LEN)?),
+                _ => None,
+            };
+            let what = match known {
+                Some(what) => what,
+                None => looks(file)?,
+            };
+            let why = format!("it is named .{extension}, but {what}");
+            Err(SourceError::malformed(path, why))
+        }
+        _ if tensorflow::is_index_of_data(path) => {
+            Err(SourceError::malformed(path, tensorflow::table::NO_END))
         }
         _ => Ok(()),
     }

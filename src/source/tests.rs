@@ -175,6 +175,96 @@ fn names_that_occur_in_two_files_are_refused() {
 }
 
 #[test]
+fn what_is_named_like_a_format_and_begins_otherwise_is_damaged() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_safetensors(at("a.safetensors"), &[("w", 4, 1)]);
+    let mut bytes = fs::read(at("a.safetensors")).unwrap();
+    bytes[7] = 1;
+    for (name, bytes, words) in [
+        (
+            "a.safetensors",
+            &bytes[..],
+            "named .safetensors, but at byte 0: a header of",
+        ),
+        (
+            "a.npy",
+            b"\x93NUMPX\x01\x00",
+            "named .npy, but its first bytes are 93 4e",
+        ),
+        ("a.h5", b"", "named .h5, but it is empty"),
+        (
+            "a.gguf",
+            b"GGUX\x03",
+            "named .gguf, but its first bytes are 47",
+        ),
+        ("a.onnx", b"", "named .onnx, but it is empty"),
+        // A version, then a graph of 100 bytes, of which one is there.
+        (
+            "a.onnx",
+            b"\x08\x0a\x3a\x64\x00",
+            "at byte 2: field 7 has 100 bytes at 4",
+        ),
+        (
+            "a.onnx",
+            b"\x08\x0a\x3a\xff",
+            "at byte 3: a message that is cut off",
+        ),
+        ("a.index", &[0; 250], "it does not end like a table"),
+    ] {
+        fs::write(at(name), bytes).unwrap();
+        let error = open(at(name)).unwrap_err();
+        assert!(matches!(error, SourceError::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn an_index_of_something_else_is_a_side_file_and_one_beside_its_data_is_none() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_npy(at("w.npy"), &[1]);
+    fs::write(at("faiss.index"), [0; 250]).unwrap();
+    assert_eq!(names(&open(folder.path()).unwrap()), ["w", "faiss.index"]);
+    fs::write(at("faiss.data-00000-of-00001"), "").unwrap();
+    let error = open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("like a table"), "{error}");
+}
+
+#[test]
+fn a_part_of_a_checkpoint_says_what_to_name_instead() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let (distributed, tensorflow) = (fixtures.join("distributed"), fixtures.join("tensorflow"));
+    fs::write(at("ckpt.meta"), "\x0a\x01").unwrap();
+    fs::write(at("ckpt.index"), "").unwrap();
+    for (path, words) in [
+        (distributed.join("__0_0.distcp"), "name the folder"),
+        (distributed.join(".metadata"), "name the folder"),
+        (
+            tensorflow.join("keras_export/model/saved_model.pb"),
+            "name the folder",
+        ),
+        (
+            tensorflow.join("keras_checkpoint/checkpoint"),
+            "name the folder",
+        ),
+        (at("ckpt.meta"), "name the checkpoint, "),
+    ] {
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, SourceError::Choice { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // Others have such names, too.
+    for name in ["other.meta", "checkpoint", ".metadata"] {
+        fs::write(at(name), "text").unwrap();
+        let error = open(at(name)).unwrap_err();
+        assert!(matches!(error, SourceError::Unknown { .. }), "{error}");
+    }
+}
+
+#[test]
 fn shards_are_those_of_the_index() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

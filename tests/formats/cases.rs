@@ -223,7 +223,9 @@ fn version_1_is_refused_with_the_way_out_also_in_shards() {
         fs::copy(&whole, temp.path().join(shard)).unwrap();
     }
     let refused = |path: &Path| {
-        let text = open(path, &SourceOptions::default()).unwrap_err().to_string();
+        let text = open(path, &SourceOptions::default())
+            .unwrap_err()
+            .to_string();
         let said = text.contains("is not supported: version 1") && text.contains("Saver");
         assert!(said, "{}: {text}", path.display());
     };
@@ -234,7 +236,11 @@ fn version_1_is_refused_with_the_way_out_also_in_shards() {
     let state = "model_checkpoint_path: \"old\"\n";
     fs::write(temp.path().join("checkpoint"), state).unwrap();
     refused(temp.path());
-    fs::write(temp.path().join("checkpoint"), state.replace("old", "older")).unwrap();
+    fs::write(
+        temp.path().join("checkpoint"),
+        state.replace("old", "older"),
+    )
+    .unwrap();
     let error = open(temp.path(), &SourceOptions::default()).unwrap_err();
     assert!(matches!(error, SourceError::Choice { .. }), "{error}");
 }
@@ -247,7 +253,10 @@ fn a_saved_model_without_bytes_is_damaged_and_not_one_without_an_order() {
     let error = open(temp.path(), &SourceOptions::default()).unwrap_err();
     assert!(matches!(error, SourceError::Malformed { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.ends_with("saved_model.pb is damaged: it is empty"), "{text}");
+    assert!(
+        text.ends_with("saved_model.pb is damaged: it is empty"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -80,6 +80,17 @@ pub(super) fn is_index(file: &OpenFile) -> Result<bool, SourceError> {
     Ok(table::is_table(&file.bytes_at(start, len)?))
 }
 
+/// Whether a file is named like an index.
+pub(super) fn is_index_name(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "index")
+}
+
+/// Whether a file is named like an index and has data beside it; others have that ending, too.
+pub(super) fn is_index_of_data(path: &Path) -> bool {
+    let data = path.with_extension("data");
+    is_index_name(path) && version_1_shard(&data).is_some()
+}
+
 /// Whether a file is named like the data of a checkpoint.
 pub(super) fn is_data_name(name: &str) -> bool {
     shard_prefix(name).is_some_and(|prefix| prefix.ends_with(".data"))

@@ -12,6 +12,8 @@ use crate::format::checksum;
 
 /// The last 8 bytes of a table.
 pub(crate) const MAGIC: [u8; 8] = 0xdb47_7524_8b80_fb57_u64.to_le_bytes();
+/// What is wrong with a file that does not end with it.
+pub(crate) const NO_END: &str = "it does not end like a table";
 /// Bytes of the footer, the magic included.
 pub(crate) const FOOTER_LEN: usize = 48;
 /// Bytes behind each block: how it is compressed, and its checksum.
@@ -50,7 +52,7 @@ pub(crate) fn for_each(
     let body_len = table.len().checked_sub(FOOTER_LEN);
     let (body, footer) = match body_len.map(|len| table.split_at(len)) {
         Some((body, footer)) if is_table(footer) => (body, footer),
-        _ => return Err(bad("it does not end like a table")),
+        _ => return Err(bad(NO_END)),
     };
     let mut handles = footer;
     Handle::read(&mut handles)?; // of what is said about the table: nothing
