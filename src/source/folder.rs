@@ -131,10 +131,12 @@ fn load_each(folder: &Path, files: &[Listed], builder: &mut Builder) -> Result<(
         return Err(refusal);
     }
     if rest.len() == files.len() {
-        let looked_at = format!(
-            "manifest.json, .metadata, saved_model.pb, checkpoint, *.index.json, *.weights.json and the first bytes of {} files directly in it",
-            files.len()
-        );
+        let looked_for = "looked for manifest.json, .metadata, saved_model.pb, checkpoint, *.index.json, *.weights.json";
+        let looked_at = match files.len() {
+            0 => format!("{looked_for}: no file lies directly in it"),
+            1 => format!("{looked_for}, and at the first bytes of its one file: none fits"),
+            count => format!("{looked_for}, and at the first bytes of {count} files: none fits"),
+        };
         return Err(SourceError::Unknown {
             path: folder.to_owned(),
             looked_at,

@@ -232,6 +232,18 @@ fn an_index_of_something_else_is_a_side_file_and_one_beside_its_data_is_none() {
 }
 
 #[test]
+fn a_folder_without_a_checkpoint_says_what_was_looked_for() {
+    let folder = tempdir().unwrap();
+    let text = || open(folder.path()).unwrap_err().to_string();
+    assert!(text().contains("format: looked for manifest.json, "), "{}", text());
+    assert!(text().ends_with("no file lies directly in it"), "{}", text());
+    fs::write(folder.path().join("a"), "text").unwrap();
+    assert!(text().ends_with("of its one file: none fits"), "{}", text());
+    fs::write(folder.path().join("b"), "text").unwrap();
+    assert!(text().ends_with("of 2 files: none fits"), "{}", text());
+}
+
+#[test]
 fn a_part_of_a_checkpoint_says_what_to_name_instead() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
