@@ -7,7 +7,7 @@ use super::{
 };
 use crate::fault;
 use crate::plan::{EntryHeader, MAX_ALIASES, MAX_ENTRIES, PlanError, clip};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,7 +47,8 @@ pub(super) struct Builder {
     tensors: Vec<SourceEntry>,
     blobs: Vec<SourceEntry>,
     skipped: Vec<Skipped>,
-    names: HashSet<String>,
+    /// Names of all entries, and the first file that each is from.
+    names: HashMap<String, Option<u32>>,
 }
 
 impl Builder {
@@ -119,8 +120,8 @@ impl Builder {
             }
             .into());
         }
-        let entry = self.admit(header)?;
-        (entry.pieces, entry.sources) = (pieces, sources);
+        let entry = self.admit(header, sources)?;
+        entry.pieces = pieces;
         Ok(entry)
     }
 
@@ -169,8 +170,8 @@ impl Builder {
         sources: Vec<u32>,
         derived: Arc<dyn Derived>,
     ) -> Result<&mut SourceEntry, SourceError> {
-        let entry = self.admit(header)?;
-        (entry.derived, entry.sources) = (Some(derived), sources);
+        let entry = self.admit(header, sources)?;
+        entry.derived = Some(derived);
         Ok(entry)
     }
 
@@ -196,16 +197,20 @@ impl Builder {
     }
 
     /// Adds an entry whose bytes have no place yet.
-    fn admit(&mut self, header: EntryHeader) -> Result<&mut SourceEntry, SourceError> {
+    fn admit(
+        &mut self,
+        header: EntryHeader,
+        sources: Vec<u32>,
+    ) -> Result<&mut SourceEntry, SourceError> {
         header.check()?;
         let count = (self.tensors.len() + self.blobs.len()) as u64 + 1;
         if count > MAX_ENTRIES {
             let (what, found, limit) = ("entries of one checkpoint", count, MAX_ENTRIES);
             return Err(PlanError::TooMany { what, found, limit }.into());
         }
-        if !self.names.insert(header.name.clone()) {
-            let name = clip(&header.name);
-            return Err(PlanError::Duplicate { name }.into());
+        let file = sources.first().copied();
+        if let Some(earlier) = self.names.insert(header.name.clone(), file) {
+            return Err(self.twice(&header.name, earlier, file));
         }
         let list = match header.dtype() {
             Some(_) => &mut self.tensors,
@@ -218,12 +223,28 @@ impl Builder {
             crc32c: None,
             trainable: None,
             is_optimizer: false,
-            sources: Vec::new(),
+            sources,
             pieces: Vec::new(),
             derived: None,
         });
         let last = list.len() - 1;
         Ok(&mut list[last])
+    }
+
+    /// A name that was there already.
+    fn twice(&self, name: &str, earlier: Option<u32>, file: Option<u32>) -> SourceError {
+        let name = clip(name);
+        match (earlier, file) {
+            (Some(earlier), Some(file)) if earlier != file => {
+                let why = format!(
+                    "entry name {name:?} occurs in {} as well: name one of the two",
+                    self.files.path(earlier).display()
+                );
+                let path = self.files.path(file).to_owned();
+                SourceError::Choice { path, why }
+            }
+            _ => PlanError::Duplicate { name }.into(),
+        }
     }
 
     /// Adds a whole file as a blob.

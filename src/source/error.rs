@@ -68,10 +68,11 @@ pub enum SourceError {
         /// Bytes of the entry.
         byte_len: u64,
     },
-    /// A folder holds more than one checkpoint, or names one that is not there.
+    /// A folder holds more than one checkpoint, or names one that is not there; a file is part of
+    /// a checkpoint, or has a name that another has.
     #[error("{}: {why}", path.display())]
     Choice {
-        /// The folder, or the file that names a checkpoint.
+        /// The folder, or the file that names a checkpoint, is part of one or is the second.
         path: PathBuf,
         /// What there is, and what to name instead.
         why: String,

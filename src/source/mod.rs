@@ -211,7 +211,8 @@ impl SourceSet {
     /// that were written just now.
     ///
     /// # Errors
-    /// Any [`SourceError`] except `Range`; a name that occurs twice is
+    /// Any [`SourceError`] except `Range`; a name that occurs in two files is
+    /// [`SourceError::Choice`], one that occurs twice in a file
     /// [`PlanError::Duplicate`](crate::plan::PlanError::Duplicate).
     pub fn open(
         paths: &[impl AsRef<Path>],

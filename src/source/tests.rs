@@ -165,13 +165,23 @@ fn names_that_occur_in_two_files_are_refused() {
     let folder = tempdir().unwrap();
     write_safetensors(folder.path().join("a"), &[("w", 4, 1)]);
     write_npy(folder.path().join("w.npy"), &[1]);
-    let duplicate = open(folder.path()).unwrap_err();
+    let error = open(folder.path()).unwrap_err();
+    assert!(matches!(error, SourceError::Choice { .. }), "{error}");
+    // It names both, the second one first.
+    let (first, second) = (folder.path().join("a"), folder.path().join("w.npy"));
+    let [first, second] = [first, second].map(|path| path.canonicalize().unwrap());
+    let text = format!(
+        "{}: entry name \"w\" occurs in {} as well: name one of the two",
+        second.display(),
+        first.display()
+    );
+    assert_eq!(error.to_string(), text);
+    let both = [folder.path().join("a"), folder.path().join("a")];
+    let error = SourceSet::open(&both, &SourceOptions::default()).unwrap_err();
     assert!(matches!(
-        duplicate,
+        error,
         SourceError::Plan(PlanError::Duplicate { .. })
     ));
-    let both = [folder.path().join("a"), folder.path().join("a")];
-    assert!(SourceSet::open(&both, &SourceOptions::default()).is_err());
 }
 
 #[test]
