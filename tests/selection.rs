@@ -182,6 +182,14 @@ fn a_selection_that_cannot_be_meant_is_wrong_usage_and_says_why() {
             &["--include", "a.*", "--include", "x"],
             "no tensor has a name like \"x\"",
         ),
+        (
+            &["--exclude", "a.bais"],
+            "no tensor has a name like \"a.bais\"",
+        ),
+        (
+            &["--include", "a.*", "--exclude", "a.*", "--exclude", "c.*"],
+            "no tensor has a name like \"c.*\"",
+        ),
         (&["--include", ""], "empty"),
         (&["--exclude", ""], "empty"),
         (&["--exclude", "*"], "no tensor is left"),

@@ -21,7 +21,7 @@ impl SourceSet {
                 text.push_str(&format!(", and {} more", refused.len() - MAX_SHOWN));
             }
             return Err(format!(
-                "one safetensors file cannot hold {text}; leave them out with exclude, or land .npy files"
+                "one safetensors file cannot hold {text}; leave them out with --exclude, or land .npy files"
             ));
         }
         let (tensors, blobs): (Vec<_>, Vec<_>) = (self.entries.iter())

@@ -80,7 +80,7 @@ pub struct SourceOptions {
     /// Take only tensors whose names fit one of these patterns, in which `*` stands for
     /// any text and `?` for one character; all where there are none. Each must fit one.
     pub include: Vec<String>,
-    /// Leave out tensors whose names fit one of these patterns.
+    /// Leave out tensors whose names fit one of these patterns. Each must fit one.
     pub exclude: Vec<String>,
     /// Take only what the source says is trainable, in the order of its model.
     pub trainable: bool,

@@ -139,7 +139,9 @@ pub(super) fn select(
     let selection = |why: String| SourceError::Selection { why };
     let include = Globs::new("include", &options.include)?;
     let exclude = Globs::new("exclude", &options.exclude)?;
-    include.check_used(tensors.iter().map(|t| t.header.name.as_str()))?;
+    let names = tensors.iter().map(|t| t.header.name.as_str());
+    include.check_used(names.clone())?;
+    exclude.check_used(names)?;
     let mut kept = Vec::new();
     let mut trainable_count = 0;
     for tensor in tensors {
