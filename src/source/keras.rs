@@ -3,7 +3,7 @@
 use super::hdf5::{self, Adder, Contents};
 use super::view::{Refusal, View};
 use super::zip::{self, Archive, STORED};
-use super::{SourceError, builder::Builder, files::OpenFile, sharded, sniff};
+use super::{SourceError, builder::Builder, files::OpenFile, natural, sharded, sniff};
 use crate::plan::{EntryHeader, clip};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -87,16 +87,25 @@ pub(super) fn add(
         .collect();
     let is_unique = shown.len() == renamed.len();
     let mut renamed = renamed.clone().into_iter();
+    let (mut all, mut adders) = (Vec::new(), Vec::new());
     for (contents, adder) in parts {
-        for (mut found, name) in contents.datasets.into_iter().zip(&mut renamed) {
-            let name = name.filter(|_| is_unique);
-            let is_optimizer = is_keras && is_of_optimizer(&found.header.name);
-            let source_name = name.map(|name| std::mem::replace(&mut found.header.name, name));
-            adder.add(found, source_name, is_optimizer, builder)?;
-        }
+        let datasets = contents.datasets.into_iter().zip(&mut renamed);
+        all.extend(datasets.map(|(found, name)| (adders.len(), found, name)));
+        adders.push(adder);
         for (name, reason) in contents.skipped {
             builder.skip(name, reason);
         }
+    }
+    // Files keep them in the order of the alphabet, where dense_10 comes before dense_2.
+    all.sort_by(|(_, a, _), (_, b, _)| natural::order(&a.header.name, &b.header.name));
+    for (number, mut found, name) in all {
+        let Some(adder) = adders.get(number) else {
+            continue;
+        };
+        let name = name.filter(|_| is_unique);
+        let is_optimizer = is_keras && is_of_optimizer(&found.header.name);
+        let source_name = name.map(|name| std::mem::replace(&mut found.header.name, name));
+        adder.add(found, source_name, is_optimizer, builder)?;
     }
     builder.add_format(if is_keras { "keras" } else { "hdf5" });
     Ok(())

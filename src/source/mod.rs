@@ -37,6 +37,7 @@ mod keras;
 mod landed;
 mod mapped;
 mod memory;
+mod natural;
 mod npy;
 pub(crate) mod npz;
 pub(crate) mod onnx;
