@@ -173,6 +173,7 @@ pub(super) fn load_some(
                 builder.add_derived(found.header, vec![index], Arc::new(gathered))?
             }
         };
+        entry.is_optimizer = is_of_optimizer(&entry.header.name);
         entry.aliases = names;
     }
     for (name, reason) in contents.skipped {
@@ -184,6 +185,13 @@ pub(super) fn load_some(
     }
     builder.add_format("pytorch");
     Ok(())
+}
+
+/// Whether a tensor lies under what training scripts call the state of their optimizer:
+/// `optimizer.state.0.exp_avg`, `optimizer_state_dict.…`, `optimizers.0.…`.
+pub(super) fn is_of_optimizer(name: &str) -> bool {
+    let key = name.split_once('.').map(|(key, _)| key);
+    key.is_some_and(|key| key.starts_with("optimizer") || key == "optim")
 }
 
 /// Whether an archive is of this kind.

@@ -94,13 +94,16 @@ impl Reader<'_> {
             parts.push(found);
         }
         if let Some(runs) = runs(&header.shape, item_len, &parts) {
-            builder.add_runs(header, &runs)?.sources = sources;
+            let entry = builder.add_runs(header, &runs)?;
+            entry.is_optimizer = torch::is_of_optimizer(&entry.header.name);
+            entry.sources = sources;
         } else {
             let Some(gathered) = Gathered::new(item_len, &header.shape, parts) else {
                 let why = "its shape does not fit in 64 bits";
                 return Err(SourceError::unsupported(self.folder, &header.name, why));
             };
-            builder.add_derived(header, sources, Arc::new(gathered))?;
+            let entry = builder.add_derived(header, sources, Arc::new(gathered))?;
+            entry.is_optimizer = torch::is_of_optimizer(&entry.header.name);
         }
         Ok(())
     }

@@ -100,6 +100,14 @@ fn tensors_of_keras_come_in_the_order_of_their_numbers() {
 }
 
 #[test]
+fn state_under_the_key_of_an_optimizer_is_known_as_such() {
+    let set = open("torch/nested.pth").unwrap();
+    let states = set.entries().iter().filter(|entry| entry.is_optimizer);
+    let states: Vec<_> = states.map(|e| e.header.name.as_str()).collect();
+    assert_eq!(states, ["optimizer.state.0.exp_avg"]);
+}
+
+#[test]
 fn arrays_of_objects_are_left_out_and_listed() {
     let set = open("npz/objects.npz").unwrap();
     let names: Vec<_> = set
