@@ -69,7 +69,7 @@ pub(super) fn load(file: &OpenFile, builder: &mut Builder) -> Result<(), SourceE
                 return Err(SourceError::content(file.path(), error));
             }
             Err(HeaderError::Short) if len >= file.byte_len() => {
-                let why = "it ends within its header";
+                let why = format!("it ends at byte {}, within its header", file.byte_len());
                 return Err(SourceError::malformed(file.path(), why));
             }
             Err(HeaderError::Short) if len >= MAX_HEADER_LEN => {
@@ -92,9 +92,25 @@ pub(super) fn load(file: &OpenFile, builder: &mut Builder) -> Result<(), SourceE
     Ok(())
 }
 
-/// Reads the header at the beginning of a file.
+/// Reads the header at the beginning of a file; what is wrong with it is said with the place.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
-    let mut reader = Reader { bytes, at: 0 };
+    let mut reader = Reader {
+        bytes,
+        at: 0,
+        item: 0,
+    };
+    parse_with(&mut reader).map_err(|error| {
+        let why = match error {
+            HeaderError::Content(ContentError::Malformed(why)) => why,
+            // A name that cannot be is damage here: nobody would find the file by it.
+            HeaderError::Content(ContentError::Plan(error)) => error.to_string(),
+            other => return other,
+        };
+        bad(format!("at byte {}: {why}", reader.item))
+    })
+}
+
+fn parse_with(reader: &mut Reader<'_>) -> Result<Header, HeaderError> {
     if reader.take(4)? != MAGIC {
         return Err(bad("it does not begin like gguf"));
     }
@@ -108,6 +124,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
             return Err(unsupported("", why));
         }
     }
+    reader.item = reader.at;
     let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
     if tensor_count > MAX_ENTRIES || value_count > MAX_ENTRIES {
         return Err(bad(format!(
@@ -117,6 +134,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
     let mut header = Header::default();
     let (mut alignment, mut texts_bytes) = (32, 0);
     for _ in 0..value_count {
+        reader.item = reader.at;
         let key = reader.text()?;
         let kind = reader.u32()?;
         let value = reader.value(kind, 0)?;
@@ -138,6 +156,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
         }
     }
     for _ in 0..tensor_count {
+        reader.item = reader.at;
         header.tensors.push(reader.tensor()?);
     }
     let end = reader.at as u64;
@@ -165,6 +184,8 @@ enum Shown {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Where that begins which is read now: a value, a tensor.
+    item: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -271,6 +292,9 @@ impl<'a> Reader<'a> {
 
     fn tensor(&mut self) -> Result<TensorInfo, HeaderError> {
         let name = self.text()?;
+        if name.is_empty() {
+            return Err(bad("a tensor without a name"));
+        }
         let count = self.u32()? as usize;
         if count > MAX_DIMENSIONS {
             let why = format!("it has {count} dimensions, {MAX_DIMENSIONS} can be");

@@ -96,9 +96,10 @@ impl Derived for Inflated {
             .before(self.stream.offset, offset)
             .unwrap_or_default();
         let read = |at, input: &mut [u8]| files.read_at(self.file_index, at, input);
-        let malformed = |why| {
+        let malformed = |why: String| {
             let path = files.path(self.file_index);
-            SourceError::malformed(path, why)
+            let at = self.stream.offset;
+            SourceError::malformed(path, format!("at byte {at}: {why}"))
         };
         decoder.fill(&self.stream, offset, buf, read, malformed)?;
         self.kept.put(self.stream.offset, decoder);

@@ -230,6 +230,48 @@ fn what_is_named_like_a_format_and_begins_otherwise_is_damaged() {
 }
 
 #[test]
+fn damage_in_gguf_and_deflated_members_is_told_with_file_and_byte() {
+    let folder = tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let path = folder.path().join("m.gguf");
+    let whole = fs::read(fixtures.join("gguf/plain/model.gguf")).unwrap();
+    // The counts of tensors and of values: what follows is read as something else.
+    for at in [8, 16] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        fs::write(&path, damaged).unwrap();
+        let text = open(&path).unwrap_err().to_string();
+        assert!(
+            text.contains("m.gguf is damaged: ") && text.contains("t byte "),
+            "{text}"
+        );
+    }
+    let path = folder.path().join("d.npz");
+    let mut bytes = fs::read(fixtures.join("npz/deflated.npz")).unwrap();
+    let set = open(fixtures.join("npz/deflated.npz")).unwrap();
+    let longest = (0..set.entries().len())
+        .max_by_key(|&index| set.entries()[index].header.byte_len)
+        .unwrap();
+    let name = format!("{}.npy", set.entries()[longest].header.name);
+    let local = bytes
+        .windows(name.len())
+        .position(|part| part == name.as_bytes());
+    // Its compressed bytes begin behind name and extra field; the last of them are damaged.
+    let next = bytes[local.unwrap() + 1..]
+        .windows(4)
+        .position(|part| part == b"PK\x03\x04");
+    let end = next.map_or(bytes.len() / 2, |next| local.unwrap() + 1 + next);
+    bytes[end - 8] ^= 0xff;
+    fs::write(&path, &bytes).unwrap();
+    let error = open(&path).and_then(|set| {
+        let mut content = vec![0; set.entries()[longest].header.byte_len as usize];
+        set.read_at(longest, 0, &mut content)
+    });
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("d.npz is damaged: at byte "), "{text}");
+}
+
+#[test]
 fn an_index_of_something_else_is_a_side_file_and_one_beside_its_data_is_none() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -245,8 +287,16 @@ fn an_index_of_something_else_is_a_side_file_and_one_beside_its_data_is_none() {
 fn a_folder_without_a_checkpoint_says_what_was_looked_for() {
     let folder = tempdir().unwrap();
     let text = || open(folder.path()).unwrap_err().to_string();
-    assert!(text().contains("format: looked for manifest.json, "), "{}", text());
-    assert!(text().ends_with("no file lies directly in it"), "{}", text());
+    assert!(
+        text().contains("format: looked for manifest.json, "),
+        "{}",
+        text()
+    );
+    assert!(
+        text().ends_with("no file lies directly in it"),
+        "{}",
+        text()
+    );
     fs::write(folder.path().join("a"), "text").unwrap();
     assert!(text().ends_with("of its one file: none fits"), "{}", text());
     fs::write(folder.path().join("b"), "text").unwrap();

@@ -90,7 +90,11 @@ fn stored_arrays_of_an_archive_lie_in_the_file_and_deflated_ones_are_copied() {
 
 #[test]
 fn tensors_of_keras_come_in_the_order_of_their_numbers() {
-    for file in ["float32.keras", "bfloat16.weights.h5", "sharded/m.weights.json"] {
+    for file in [
+        "float32.keras",
+        "bfloat16.weights.h5",
+        "sharded/m.weights.json",
+    ] {
         let set = open(&format!("keras/{file}")).unwrap();
         let states = set.entries().iter().filter(|entry| entry.is_optimizer);
         let states: Vec<_> = states.map(|e| e.header.name.as_str()).collect();
