@@ -205,6 +205,10 @@ if [ "$what" = all ]; then
     done
     TENSORFERRY_FAULT_DIR=$work scripts/faults.sh quick
 
+    part "roles swapped: the same faults of a client that pulls"
+    TENSORFERRY_TURNED=1 TENSORFERRY_FAULT_POINTS=12 TENSORFERRY_FAULT_DIR=$work \
+        scripts/faults.sh quick kills power-ext4 eio ranges flips cuts
+
     campaigns "" --build
     (
         export TENSORFERRY_LANES=3 TENSORFERRY_CODEC=lz4 TENSORFERRY_CHUNK=256K

@@ -526,6 +526,34 @@ async fn s20_a_pull_lands_what_stands_on_the_server_and_the_new_one_when_that_is
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn s21_what_is_ready_is_what_is_published() {
+    use std::os::unix::fs::MetadataExt;
+    let (temp, dir) = (tempfile::tempdir().unwrap(), source_dir("s21"));
+    let (tell, told) = std::sync::mpsc::channel();
+    let on_ready = tensorferry::OnReady::new(move |tensor| {
+        let file = fs::File::open(&tensor.path).unwrap();
+        let _ = tell.send((tensor.name.clone(), file));
+    });
+    let root = temp.path().join("root");
+    let server = TestServer::with(&root, |b| b.on_ready(on_ready)).await;
+    push_plain(&server, &dir).await;
+    let run = &server.client().list("").await.unwrap()[0].name;
+    let mut names = Vec::new();
+    for (name, file) in told.try_iter().filter(|(name, _)| name != "config.json") {
+        let published = fs::metadata(root.join(run).join(format!("{name}.npy"))).unwrap();
+        let ready = file.metadata().unwrap();
+        assert_eq!(
+            (ready.ino(), ready.mode()),
+            (published.ino(), published.mode())
+        );
+        assert_eq!(published.mode() & 0o222, 0, "{name} can be written to");
+        names.push(name);
+    }
+    names.sort();
+    assert_eq!(names, ["a", "b"]);
+}
+
 #[test]
 fn every_promise_has_its_test() {
     let numbers = |text: &str, before: &str, after: &str| -> Vec<u32> {

@@ -30,7 +30,7 @@ pub(crate) fn source_dir(promise: &str) -> PathBuf {
     let all = ALL.get_or_init(|| {
         let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("semantics");
         let _ = fs::remove_dir_all(&all);
-        for number in 1..=20 {
+        for number in 1..=21 {
             write_source(&all.join(format!("s{number:02}")));
         }
         std::thread::sleep(Duration::from_millis(2100));

@@ -126,6 +126,8 @@ async fn run(turned: Turned, listen: SocketAddr) -> Result<(), String> {
     };
     let (outer, inner) = (bind(listen).await?, bind(turned.dialled).await?);
     let address = outer.local_addr().map_err(|e| e.to_string())?;
+    let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(|e| e.to_string())?;
     println!("listening on {address}");
     for listener in [outer, inner] {
         let service = FerryServer::new(turned.clone())
@@ -136,8 +138,6 @@ async fn run(turned: Turned, listen: SocketAddr) -> Result<(), String> {
             .serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(serving);
     }
-    let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .map_err(|e| e.to_string())?;
     stop.recv().await;
     // The clients have the same signal and end in good order.
     let names: Vec<_> = lock(&turned.crowd.names).values().cloned().collect();
@@ -229,8 +229,10 @@ impl Turned {
             ..Default::default()
         };
         let _ = to_client.send(Ok(first)).await;
-        tokio::spawn(forward(frames, to_client));
+        let forwarding = tokio::spawn(forward(frames, to_client));
         let said = self.back(answers, &out, Some(&offers)).await;
+        // A server ends the call when it has heard the last word, and the client waits for that.
+        forwarding.abort();
         let ended = status_of(end_of(&mut client).await);
         let end = match said {
             Last::Done => return,
@@ -291,8 +293,9 @@ impl Turned {
             ..Default::default()
         };
         let _ = to_client.send(Ok(first)).await;
-        tokio::spawn(forward(frames, to_client));
+        let forwarding = tokio::spawn(forward(frames, to_client));
         self.back(answers, &out, None).await;
+        forwarding.abort();
         let _ = out.send(Err(Status::unavailable("the lane ended"))).await;
     }
 }
