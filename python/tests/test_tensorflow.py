@@ -80,7 +80,8 @@ def test_memory_of_variables_is_lent_and_a_training_that_goes_on_does_not_change
         variable.assign_add(tf.ones_like(variable))
     handle.result(60)
     landed = ferry.open(tmp_path / "root/v")["v"]
-    assert landed.min() == landed.max() and landed[0] in (1, 2, 3, 4)
+    assert landed.min() == landed.max() == 1
+    assert variable.numpy()[0] == 4
 
 
 def test_a_training_model_serves_its_weights(tmp_path):

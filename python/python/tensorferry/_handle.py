@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from ._convert import Named, lent, named
-from ._save import send
-from ._transfer import Path, Report
+from ._save import begin
+from ._transfer import Path, Report, finish
 
 
 class Cancel:
@@ -111,11 +111,13 @@ def save_async(
     progress: Any = None,
     **transfer: Any,
 ) -> Handle:
-    """As :func:`save`, but returns at once with a :class:`Handle`.
+    """As :func:`save`, but returns before anything has arrived, with a :class:`Handle`.
 
     With ``snapshot`` all tensors are copied first, which takes as much memory as they have, and
-    the caller may go on changing them. Without, they must stay as they are until the handle is
-    done; ``detect_mutation`` finds out when they did not.
+    the caller may go on changing them. Without, they are summed first, at the speed of memory,
+    and must stay as they are until the handle is done: ``detect_mutation`` finds out when they
+    did not. Variables of TensorFlow need no snapshot: TensorFlow makes a new buffer before it
+    changes one that is lent.
 
     >>> handle = tensorferry.save_async(model, "lab:run7/step-900")
     >>> train()
@@ -127,8 +129,11 @@ def save_async(
         # Nobody else has the copies.
         detect_mutation = False
 
+    # All is lent and summed before the caller goes on.
+    running, known = begin(items, dest, metadata, detect_mutation, key, transfer)
+
     def run(cancel: Cancel) -> Report:
-        return send(items, dest, metadata, detect_mutation, key, progress, cancel.on_start, transfer)
+        return finish(running, progress, cancel.on_start, **known)
 
     return Handle(run, str(dest))
 

@@ -11,7 +11,7 @@ from typing import Any
 from . import _native
 from ._convert import Named, check, lent, named
 from ._errors import usage
-from ._progress import reporter
+from ._progress import Tell, reporter
 from ._transfer import Path, Report, options
 
 # More bytes copied than this are worth a warning.
@@ -44,9 +44,10 @@ def save_file(
     says how much was not. ``dest`` is as in :func:`push`, ``metadata`` free text for the
     manifest.
 
-    What lands are the values at the time of the call. With ``detect_mutation`` each tensor is
-    summed before it is sent, and when its memory changed on the way nothing is published and
-    :class:`SourceChangedError` names it. Without, a change on the way goes unnoticed.
+    What lands are the values at the time of the call, unless another thread changes them
+    meanwhile. With ``detect_mutation`` each tensor is summed before it is sent, and when its
+    memory changes after that nothing is published and :class:`SourceChangedError` names it.
+    Without, a change on the way goes unnoticed.
 
     ``key`` stands for the source: after a crash, the same call with the same key goes on with
     what has arrived, as far as that is equal. The other options are those of :func:`push`.
@@ -91,10 +92,29 @@ def send(
     key: str | None,
     progress: Any,
     on_start: Callable[[Any], None] | None,
-    options_given: dict[str, Any],
+    given: dict[str, Any],
 ) -> Report:
-    """Lends one tensor after the other; the first travels while the second is summed."""
-    chosen = options(**options_given)
+    """Adds all tensors and waits."""
+    with reporter(progress) as tell:
+        transfer, known = begin(items, dest, metadata, detect_mutation, key, given, on_start, tell)
+        if on_start is not None:
+            on_start(transfer)
+        return Report(**transfer.wait(tell), **known)
+
+
+def begin(
+    items: Iterable[Named],
+    dest: Path,
+    metadata: Mapping[str, str] | None,
+    detect_mutation: bool,
+    key: str | None,
+    given: dict[str, Any],
+    on_start: Callable[[Any], None] | None = None,
+    tell: Tell | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Lends one tensor after the other; the first travels while the second is summed. A native
+    transfer with all of them, and what the report says of copies."""
+    chosen = options(**given)
     for unfit in ("include", "exclude", "trainable", "rename", "max_bytes"):
         if chosen[unfit]:
             raise usage(f"{unfit}= is for files: choose before you save")
@@ -104,21 +124,17 @@ def send(
     items = list(items)
     check(items)
     push = _native.open_push(os.fspath(dest), key or _KEY, dict(metadata or {}), chosen)
-    with reporter(progress) as tell:
-        copied = _add(push, items, detect_mutation, on_start, tell)
-        copied_bytes = sum(copied.values())
-        if copied_bytes > _COPY_WORTH_SAYING:
-            shown = ", ".join(list(copied)[:3]) + (", …" if len(copied) > 3 else "")
-            warnings.warn(
-                f"{copied_bytes} bytes of {len(copied)} tensors had to be copied, as they are not in one piece or "
-                f"not on the CPU: {shown}",
-                CopyWarning,
-                stacklevel=3,
-            )
-        transfer = push.finish()
-        if on_start is not None:
-            on_start(transfer)
-        return Report(**transfer.wait(tell), copied_bytes=copied_bytes, copied=tuple(copied))
+    copied = _add(push, items, detect_mutation, on_start, tell)
+    copied_bytes = sum(copied.values())
+    if copied_bytes > _COPY_WORTH_SAYING:
+        shown = ", ".join(list(copied)[:3]) + (", …" if len(copied) > 3 else "")
+        warnings.warn(
+            f"{copied_bytes} bytes of {len(copied)} tensors had to be copied, as they are not in one piece or "
+            f"not on the CPU: {shown}",
+            CopyWarning,
+            stacklevel=4,
+        )
+    return push.finish(), {"copied_bytes": copied_bytes, "copied": tuple(copied)}
 
 
 def _add(push: Any, items: Iterable[Named], checked: bool, on_start: Any, tell: Any) -> dict[str, int]:
