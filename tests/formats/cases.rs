@@ -236,6 +236,9 @@ fn version_1_is_refused_with_the_way_out_also_in_shards() {
     let state = "model_checkpoint_path: \"old\"\n";
     fs::write(temp.path().join("checkpoint"), state).unwrap();
     refused(temp.path());
+    let shards = state.replace("old", "old-?????-of-00002");
+    fs::write(temp.path().join("checkpoint"), shards).unwrap();
+    refused(temp.path());
     fs::write(
         temp.path().join("checkpoint"),
         state.replace("old", "older"),

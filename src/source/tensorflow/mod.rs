@@ -49,6 +49,11 @@ pub(super) fn index_of_prefix(path: &Path) -> Option<PathBuf> {
 /// wrong with it is said by whoever reads it.
 fn version_1_shard(prefix: &Path) -> Option<PathBuf> {
     let name = prefix.file_name()?.to_str()?;
+    // What the file `checkpoint` calls all shards together.
+    if name.contains("-?????-of-") {
+        let first = prefix.with_file_name(name.replace("?????", "00000"));
+        return first.is_file().then_some(first);
+    }
     let folder = match prefix.parent()? {
         empty if empty.as_os_str().is_empty() => Path::new("."),
         folder => folder,
