@@ -27,8 +27,9 @@ struct Background {
     serving: JoinHandle<Result<(), Error>>,
 }
 
-/// Starts a server that takes checkpoints of at most `quota` bytes. `exports`: names and paths; `snapshots`: names and callables that return
-/// an iterable of `(tensor name, callable)`, of which the second gives
+/// Starts a server that takes checkpoints of at most `quota` bytes. `exports`: names and
+/// paths; `snapshots`: names and callables that return an iterable of
+/// `(tensor name, callable)`, of which the second gives
 /// `(meaning, flat uint8 array, trainable)`.
 #[pyfunction]
 pub(crate) fn serve(
