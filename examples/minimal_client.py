@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 from blake3 import blake3
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "proto"))
-pb, services = grpc.protos_and_services("tensorferry/v1/ferry.proto")  # compiled here and now
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "proto/tensorferry"))
+pb, services = grpc.protos_and_services("v1/ferry.proto")  # compiled here and now
 
 
 def canonical(e):  # an entry header as it goes into entries_digest: tensor, C order, little-endian

@@ -37,8 +37,12 @@ pub struct CheckpointInfo {
 pub struct TensorInfo {
     /// Unique in the checkpoint.
     pub name: String,
+    /// Name in the source when that is another.
+    pub source_name: Option<String>,
     /// Further names of the same bytes.
     pub aliases: Vec<String>,
+    /// Whether the tensor is trainable, where the source said so.
+    pub trainable: Option<bool>,
     /// Element type.
     pub dtype: Dtype,
     /// Elements per dimension.
@@ -154,7 +158,10 @@ fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
     }
     Ok(TensorInfo {
         name: tensor.name.clone(),
+        source_name: Some(tensor.source_name.clone())
+            .filter(|name| !name.is_empty() && *name != tensor.name),
         aliases: tensor.aliases.clone(),
+        trainable: tensor.trainable,
         dtype,
         shape: tensor.shape.clone(),
         fortran_order: tensor.fortran_order,
