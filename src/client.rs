@@ -16,7 +16,7 @@ use crate::{
         Connect, ProgressCell, REHEARSAL_FORMAT, Rehearsal, SendContext, SendError, SendLane,
         Stage, Task, Throttle, cancelled, read_rate, send, status_error,
     },
-    source::{Globs, GrowingSource, SourceError, SourceSet, Supply},
+    source::{First, Globs, GrowingSource, SourceError, SourceSet, Supply},
     store::hex,
     transfer::{Transfer, TransferReport},
     wire::{LaneBody, LaneSender, PUSH_PATH, pb},
@@ -335,15 +335,13 @@ impl Client {
     ) -> Transfer {
         let progress = Arc::new(ProgressCell::default());
         let (cancel, cancelled) = watch::channel(false);
-        let first = Globs::new("send first", &options.first).and_then(|first| {
-            if let Supply::Complete(set) = &source {
-                first.check_used_in(set)?;
-            }
-            Ok(first)
+        let first = Globs::new("send first", &options.first).and_then(|first| match &source {
+            Supply::Complete(set) => First::of_set(first, set),
+            Supply::Growing(_) => Ok(First::of_growing(first)),
         });
         let (first, checked) = match first {
             Ok(first) => (first, checked),
-            Err(error) => (Globs::default(), checked.and(Err(error.into()))),
+            Err(error) => (First::default(), checked.and(Err(error.into()))),
         };
         let push = Push {
             client: self.clone(),

@@ -4,8 +4,10 @@
 
 use crate::{
     attempts::Attempts,
+    checkpoint::CheckpointInfo,
     client::{Client, is_retryable},
     error::Error,
+    opening::machine_id,
     options::PushOptions,
     plan::{CheckpointName, Digest16, first_16},
     protocol::{
@@ -14,8 +16,8 @@ use crate::{
     },
     pull::{OPEN_TIMEOUT, begin_pull, check, lane_count},
     session::{
-        Account, ProgressCell, RelayEnd, RelayError, SendError, SenderFrames, Stage, Task,
-        cancelled, farewell, relay,
+        Account, ProgressCell, RelayEnd, RelayError, SendError, SendLane, SenderFrames, Stage,
+        Task, cancelled, farewell, relay,
     },
     transfer::{Transfer, TransferReport},
     wire::{decode_sender_frame, encode_message, encode_sender_frame, frame_head, pb},
@@ -129,7 +131,7 @@ impl Copy {
             let before = self.progress.snapshot();
             self.progress.update(|p| p.stage = Stage::Connecting);
             let error = match Box::pin(self.attempt(transfer_id, rate, restart)).await {
-                Ok(copied) => return Ok(self.report(&copied, begun)),
+                Ok(copied) => return Ok(self.report(&copied, begun).await),
                 Err(error) => error,
             };
             if *self.cancel.borrow() {
@@ -174,7 +176,8 @@ impl Copy {
         }
     }
 
-    /// Stands for this work in every session of it, whichever machine does it.
+    /// Stands for this work in every session of it, whichever machine does it, unless the
+    /// sender is on that machine.
     fn transfer_id(&self) -> Digest16 {
         let mut hasher = blake3::Hasher::new_derive_key("tensorferry v1 copy");
         let mut field = |bytes: &[u8]| {
@@ -182,6 +185,10 @@ impl Copy {
             hasher.update(bytes);
         };
         let transfer = &self.options.transfer;
+        // The same address is another server on each machine.
+        if is_loopback(self.from.authority()) {
+            field(&machine_id());
+        }
         field(self.from.authority().as_bytes());
         field(self.name.as_str().as_bytes());
         field(self.to_name.as_str().as_bytes());
@@ -230,7 +237,7 @@ impl Copy {
             let mut frames = SenderFrames::new(body);
             let open = first_of(&mut frames).await?;
             let open = self.terms(open, transfer_id, restart)?;
-            let receiver = self.to.open_lane().await.map_err(RelayError::of_receiver)?;
+            let receiver = open_lane(&self.to).await?;
             Ok::<_, RelayError>((to_sender, channel, frames, open, receiver))
         };
         let (to_sender, _channel, mut frames, open, mut receiver) = tokio::select! {
@@ -258,9 +265,13 @@ impl Copy {
                     reason: Some(Reason::Interrupted),
                     message: "the copy was stopped".to_owned(),
                 });
-                let _ = receiver.out.send([encode_message(&encode_sender_frame(&abort))]).await;
-                // It commits, and says how far it is.
-                let _ = timeout(FAREWELL_TIMEOUT, farewell(&account, &mut receiver)).await;
+                let abort = encode_message(&encode_sender_frame(&abort));
+                // It commits, and says how far it is, if it listens at all.
+                let _ = timeout(FAREWELL_TIMEOUT, async {
+                    let _ = receiver.out.send([abort]).await;
+                    farewell(&account, &mut receiver).await;
+                })
+                .await;
                 return Err(interrupted());
             }
         };
@@ -304,12 +315,19 @@ impl Copy {
         })
     }
 
-    fn report(&self, copied: &Copied, begun: Instant) -> TransferReport {
+    async fn report(&self, copied: &Copied, begun: Instant) -> TransferReport {
         let Copied { done, account } = copied;
         self.progress.end_receiving(done);
         let (tensor_count, file_count) = match account.counts() {
-            // What stood there already was not announced.
-            (0, 0) => (done.entry_count, 0),
+            // What stood there already was not announced: its manifest tells.
+            (0, 0) => {
+                let manifest = self.to.describe(&self.to_name).await;
+                let info = manifest.and_then(|json| CheckpointInfo::from_json(&json));
+                match info {
+                    Ok(info) => (info.tensors.len() as u64, info.files.len() as u64),
+                    Err(_) => (done.entry_count, 0),
+                }
+            }
             counts => counts,
         };
         let progress = self.progress.snapshot();
@@ -328,6 +346,26 @@ impl Copy {
             codecs: Vec::new(),
         }
     }
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// A lane to the receiver, which may be slow but not silent.
+async fn open_lane(to: &Client) -> Result<SendLane, RelayError> {
+    let opened = timeout(OPEN_TIMEOUT, to.open_lane()).await;
+    let silent = |_| {
+        RelayError::of_receiver(SendError::Disconnected {
+            message: format!("no answer to the call for {} s", OPEN_TIMEOUT.as_secs()),
+        })
+    };
+    opened.map_err(silent)?.map_err(RelayError::of_receiver)
 }
 
 /// The opening, which comes first.
@@ -402,7 +440,7 @@ async fn relay_lane(
             why,
         )));
     }
-    let mut receiver = to.open_lane().await.map_err(RelayError::of_receiver)?;
+    let mut receiver = open_lane(to).await?;
     let _ = receiver.out.send([frame_head(&frame, 0)]).await;
     relay(account, false, &mut frames, &to_sender, &mut receiver).await?;
     Ok(())

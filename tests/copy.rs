@@ -111,6 +111,7 @@ async fn a_copy_lands_what_the_other_server_has() {
     // The same once more, from whatever machine: nothing travels.
     let again = copy(two.near.address, two.far.address).await.unwrap();
     assert!(again.unchanged && again.wire_bytes == 0, "{again:?}");
+    assert_eq!((again.tensor_count, again.file_count), (22, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +154,12 @@ async fn a_copy_that_was_stopped_goes_on_where_the_far_disk_stands() {
     let two = two().await;
     let sender = relay::start_back(two.near.address, LARGE / 2, Then::Stall);
     let (from, to) = (Client::new(&sender.to_string()).unwrap(), two.far.client());
-    let start = || from.copy(&name("run"), &to, &name("backup/run"), options());
+    // Further lanes would go on when the first one stalls.
+    let start = || {
+        let mut options = options();
+        options.transfer.lanes = Lanes::Fixed(1);
+        from.copy(&name("run"), &to, &name("backup/run"), options)
+    };
     let transfer = start();
     while transfer.progress().durable_bytes == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -183,7 +189,11 @@ async fn old_and_new_content_of_the_source_never_mix() {
     let two = two().await;
     let sender = relay::start_back(two.near.address, LARGE / 2, Then::Stall);
     let (from, to) = (Client::new(&sender.to_string()).unwrap(), two.far.client());
-    let start = || from.copy(&name("run"), &to, &name("backup/run"), options());
+    let start = || {
+        let mut options = options();
+        options.transfer.lanes = Lanes::Fixed(1);
+        from.copy(&name("run"), &to, &name("backup/run"), options)
+    };
     let transfer = start();
     while transfer.progress().durable_bytes == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -18,8 +18,8 @@ use std::{
     sync::mpsc::{Receiver, channel},
 };
 use tensorferry::{
-    Client, ErrorCode, OnReady, PullOptions, PushOptions, ReadyTensor, format::npy::encode_header,
-    plan::CheckpointName, source::SourceSet,
+    Client, ErrorCode, Lanes, OnReady, PullOptions, PushOptions, ReadyTensor,
+    format::npy::encode_header, plan::CheckpointName, source::SourceSet,
 };
 
 const LARGE: usize = 16 << 20;
@@ -95,6 +95,8 @@ async fn what_a_pull_wants_first_can_be_used_while_the_rest_is_missing() {
     let (on_ready, told) = listening();
     let mut pull = PullOptions::default();
     pull.transfer = options();
+    // Others would go on when the first one stalls.
+    pull.transfer.lanes = Lanes::Fixed(1);
     pull.on_ready = Some(on_ready);
     let client = Client::new(&relay.to_string()).unwrap();
     let transfer = client.pull(&name("run"), &folder, pull.clone());
@@ -150,6 +152,30 @@ async fn a_server_tells_of_every_tensor_of_a_push_once_and_of_what_is_true() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_listens_slowly_hears_of_each_before_it_is_published_and_of_one_at_a_time() {
+    let temp = tempfile::tempdir().unwrap();
+    let (tell, told) = channel();
+    let calls = std::sync::Mutex::new(());
+    // Longer than the push itself takes.
+    let on_ready = OnReady::new(move |tensor: &ReadyTensor| {
+        let alone = calls.try_lock().is_ok();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let _ = tell.send((tensor.name.clone(), alone, tensor.path.exists()));
+    });
+    let root = temp.path().join("root");
+    let server = TestServer::with(&root, |b| b.on_ready(on_ready)).await;
+    let source = write_source(&temp.path().join("source"), "a");
+    let push = server.client().push(source, &name("run"), options());
+    push.await.unwrap();
+    let told: Vec<_> = told.try_iter().collect();
+    assert_eq!(told.len(), TENSORS.len());
+    assert!(
+        told.iter().all(|(_, alone, there)| *alone && *there),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_wants_to_hear_of_the_first_only_hears_of_no_other() {
     let temp = tempfile::tempdir().unwrap();
     let (tell, told) = channel();
@@ -177,7 +203,9 @@ async fn a_ready_tensor_whose_source_changes_is_made_anew_beside_it() {
     let source = write_source(&dir, "a");
     let relay = relay::start(server.address, LARGE / 2, Then::Stall);
     let client = Client::new(&relay.to_string()).unwrap();
-    let transfer = client.push(source, &name("run"), options());
+    let mut one = options();
+    one.lanes = Lanes::Fixed(1);
+    let transfer = client.push(source, &name("run"), one);
     let (ready, told) = next(told).await;
     assert_eq!(ready.name, "z_wanted");
     let held = File::open(&ready.path).unwrap();

@@ -128,8 +128,20 @@ impl TensorInfo {
     }
 }
 
+/// A file beneath the folder, and nothing else.
+fn is_beneath(file: &str) -> bool {
+    let is_plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    file.split('/').all(is_plain)
+}
+
 fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
     let bad = |why: String| damaged(&tensor.name, format!("{MANIFEST_FILE}: {why}"));
+    if !is_beneath(&tensor.file) {
+        return Err(bad(format!(
+            "file {:?} does not lie beneath it",
+            tensor.file
+        )));
+    }
     let dtype = Dtype::from_name(&tensor.dtype)
         .ok_or_else(|| bad(format!("dtype {:?} is not known", tensor.dtype)))?;
     let byte_len = dtype.byte_len(&tensor.shape);
@@ -185,6 +197,13 @@ fn file_info(blob: &ManifestBlob) -> Result<FileInfo, Error> {
             ),
         )
     };
+    if !is_beneath(&blob.file) {
+        let why = format!(
+            "{MANIFEST_FILE}: file {:?} does not lie beneath it",
+            blob.file
+        );
+        return Err(damaged(&blob.name, why));
+    }
     Ok(FileInfo {
         name: blob.name.clone(),
         file: blob.file.clone(),
@@ -197,4 +216,28 @@ fn parse_crc(hex: &str) -> Option<u32> {
     // from_str_radix alone takes a sign and fewer digits.
     let plain = hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit());
     plain.then(|| u32::from_str_radix(hex, 16).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_manifest_lie_beneath_its_folder() {
+        for fine in ["w.npy", "files/config.json", "..w.npy", "files/..."] {
+            assert!(is_beneath(fine), "{fine}");
+        }
+        for bad in [
+            "",
+            "/etc/passwd",
+            "../w.npy",
+            "files/../../w",
+            ".",
+            "a//b",
+            "a/",
+            "a\0b",
+        ] {
+            assert!(!is_beneath(bad), "{bad}");
+        }
+    }
 }

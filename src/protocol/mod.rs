@@ -37,7 +37,7 @@ pub use frame::{
     Durability, Durable, Finish, Join, Keep, Layout, ManifestPromise, NpyDtype, Open, OutFormat,
     ReceiverControl, ReceiverFrame, Reject, SenderFrame, Wanted,
 };
-pub use pull_open::{MAX_GLOBS, PullFirst, PullOpen};
+pub use pull_open::{MAX_FIRST_GLOBS, MAX_GLOBS, PullFirst, PullOpen};
 pub use receiver::{
     Arrival, CommitPolicy, CompareJob, DiskWait, Group, GroupCells, PublishPlan, ReceiveAction,
     Receiver, ReceiverConfig, Recovered,

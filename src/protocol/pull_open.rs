@@ -6,6 +6,9 @@ use crate::plan::{CheckpointName, Digest16};
 /// Most globs of each kind.
 pub const MAX_GLOBS: usize = 1024;
 
+/// Most globs of what comes first.
+pub const MAX_FIRST_GLOBS: usize = 64;
+
 /// Opens a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PullOpen {

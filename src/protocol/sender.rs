@@ -122,6 +122,9 @@ pub struct Sender {
     /// Entries that go before the others and have no answer yet: what they want is not
     /// known, and nothing else is sent meanwhile.
     awaited_first_count: u64,
+    /// Cells of such entries that are being read or wait for a lane: what is read beside
+    /// them might be taken before them.
+    first_on_hand: u64,
     /// Cells that are anywhere between wanted and settled.
     open_cells: u64,
     comparing_count: u64,
@@ -146,6 +149,7 @@ impl Sender {
             ready: VecDeque::new(),
             ready_first: VecDeque::new(),
             awaited_first_count: 0,
+            first_on_hand: 0,
             open_cells: 0,
             comparing_count: 0,
             in_flight_bytes: 0,
@@ -202,6 +206,11 @@ impl Sender {
     /// full, or too many are under comparison.
     pub fn has_no_room(&self) -> bool {
         !self.ready.is_empty() || !self.ready_first.is_empty()
+    }
+
+    /// Whether cells wait until those that go before them are on their way.
+    pub fn holds_back(&self) -> bool {
+        self.awaited_first_count > 0 || self.first_on_hand > 0
     }
 
     /// From now on at most this many raw bytes are sent and not acked.
@@ -467,6 +476,9 @@ impl Sender {
     /// before. `false`: it is not to be sent, because the lane is gone or the cell
     /// became durable while it waited.
     pub fn sent(&mut self, lane: u32, cell: CellId) -> bool {
+        let is_first = self.entries.get(cell.entry as usize);
+        let is_first = is_first.is_some_and(|entry| entry.is_first);
+        self.first_on_hand = self.first_on_hand.saturating_sub(u64::from(is_first));
         let len = self.span(cell).map_or(0, |(_, len)| u64::from(len));
         let durable = self
             .entries
@@ -526,7 +538,7 @@ impl Sender {
         loop {
             let queue = match self.ready_first.is_empty() {
                 false => &mut self.ready_first,
-                true if self.awaited_first_count > 0 => return None,
+                true if self.holds_back() => return None,
                 true => &mut self.ready,
             };
             let &number = queue.front()?;
@@ -558,6 +570,7 @@ impl Sender {
                     return None;
                 }
                 entry.pending.pop_first();
+                self.first_on_hand += u64::from(entry.is_first);
                 entry.unsettled.insert(cell..cell + 1);
                 self.in_flight_bytes += len;
                 self.in_flight_count += 1;
@@ -635,6 +648,45 @@ impl Sender {
 mod tests {
     use super::*;
     use crate::{format::Dtype, plan::CHUNK_LEN_MIN};
+
+    #[test]
+    fn nothing_overtakes_what_goes_first() {
+        let config = SenderConfig {
+            grid: Grid::new(CHUNK_LEN_MIN).unwrap(),
+            window_bytes: 1 << 30,
+        };
+        let mut sender = Sender::new(config, None);
+        let len = 2 * u64::from(CHUNK_LEN_MIN);
+        for (name, is_first) in [("a", false), ("b", true)] {
+            let header = EntryHeader::tensor(name, Dtype::U8, &[len]).unwrap();
+            sender.add(header, is_first);
+        }
+        sender.seal();
+        assert_eq!(sender.poll(), Some(SendAction::Announce(0..2)));
+        let answer = |entry| ReceiverFrame {
+            wanted: vec![Wanted {
+                entry,
+                wanted: RangeSet::of(0..2),
+                held: RangeSet::new(),
+                last: true,
+            }],
+            ..ReceiverFrame::default()
+        };
+        sender.handle(0, &answer(0)).unwrap();
+        // The other is wanted, and nothing is known of this one.
+        assert_eq!(sender.poll(), None);
+        sender.handle(0, &answer(1)).unwrap();
+        let cell = |entry, cell| CellId { entry, cell };
+        let send = |entry, number| Some(SendAction::Send(cell(entry, number)));
+        assert_eq!(sender.poll(), send(1, 0));
+        assert_eq!(sender.poll(), send(1, 1));
+        // They are being read, one of them longer than the other.
+        assert_eq!(sender.poll(), None);
+        assert!(sender.sent(0, cell(1, 1)));
+        assert_eq!(sender.poll(), None);
+        assert!(sender.sent(0, cell(1, 0)));
+        assert_eq!(sender.poll(), send(0, 0));
+    }
 
     #[test]
     fn a_receiver_that_asks_again_and_again_makes_nothing_grow() {

@@ -15,8 +15,8 @@ use crate::{
     protocol::{Durability, Open, ProtocolError, Reason},
     ready::OnReady,
     session::{
-        Budget, Export, MAX_PULLS, OfferContext, OfferedLanes, PaceLimits, ReceiveContext,
-        ReceiveOptions, Registry, Rehearsal, Terms,
+        Budget, Export, MAX_PULLS, MAX_SNAPSHOTS, OfferContext, OfferedLanes, PaceLimits,
+        ReceiveContext, ReceiveOptions, Registry, Rehearsal, Terms,
     },
     source::{GrowingSource, NameFilter, SourceOptions, SourceSet},
     store::{Catalog, FileSystem, QuotaLimits, WriteMode},
@@ -367,7 +367,8 @@ impl ServerBuilder {
     /// `snapshot` makes when it opens, a connection that was lost and made anew too. It
     /// runs on a thread that may block, and may leave out what the filter does not take;
     /// why it failed goes to the log, not to the puller. The bytes are kept until that pull
-    /// ends, and nobody may change them. As one safetensors file it cannot be pulled.
+    /// ends, and nobody may change them. At most two pulls hold one at a time; a third waits,
+    /// trying again. As one safetensors file it cannot be pulled.
     pub fn export_with<F>(mut self, name: CheckpointName, snapshot: F) -> Self
     where
         F: Fn(&NameFilter) -> Result<GrowingSource, Error> + Send + Sync + 'static,
@@ -424,6 +425,7 @@ impl ServerBuilder {
             exports: Arc::new(exports),
             budget_bytes: self.budget_bytes,
             slots: Arc::new(Semaphore::new(MAX_PULLS)),
+            snapshots: Arc::new(Semaphore::new(MAX_SNAPSHOTS)),
             lanes: OfferedLanes::default(),
             draining: context.draining.clone(),
         });

@@ -12,8 +12,8 @@ use crate::{
         to_status,
     },
 };
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
-use tokio::sync::Semaphore;
+use std::{collections::BTreeMap, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -22,6 +22,8 @@ const PAGE_SIZE_MAX: usize = 10_000;
 /// Questions that look at the disk at a time: a flood of them must not take the threads
 /// on which sessions commit.
 const MAX_QUESTIONS: usize = 16;
+/// Exports are opened for a list within this time, or are listed by name only.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Implements the generated trait.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Unary {
     context: ReceiveContext,
     exports: Arc<BTreeMap<CheckpointName, Export>>,
     questions: Arc<Semaphore>,
+    /// Looking at exports.
+    looking: Arc<Semaphore>,
 }
 
 impl Unary {
@@ -41,6 +45,7 @@ impl Unary {
             context,
             exports,
             questions,
+            looking: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -60,6 +65,42 @@ impl Unary {
         answer
             .map_err(|e| to_status(Reason::Bug, &e.to_string()))?
             .map_err(|e| status_of(&e))
+    }
+
+    /// Fills in what is offered from elsewhere, as it is now. One call at a time looks, and
+    /// not for long: the others, and one that waits for a dead disk, tell the names alone.
+    async fn measure_offered(&self, rows: &mut [pb::CheckpointSummary]) {
+        let paths = rows.iter().enumerate().filter(|(_, row)| row.offered);
+        let paths = paths.filter_map(|(index, row)| {
+            let name = row.name.parse::<CheckpointName>().ok()?;
+            match self.exports.get(&name)? {
+                Export::Path(path) => Some((index, path.clone())),
+                Export::Memory(_) => None,
+            }
+        });
+        let paths: Vec<(usize, PathBuf)> = paths.collect();
+        let Ok(turn) = Arc::clone(&self.looking).try_acquire_owned() else {
+            return;
+        };
+        if paths.is_empty() {
+            return;
+        }
+        let opening = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let opened = paths.into_iter().filter_map(|(index, path)| {
+                let set = SourceSet::open(&[path], &SourceOptions::default()).ok()?;
+                Some((index, set.entries().len() as u64, set.total_bytes()))
+            });
+            opened.collect::<Vec<_>>()
+        });
+        let Ok(Ok(opened)) = timeout(LOOK_TIMEOUT, opening).await else {
+            return;
+        };
+        for (index, entry_count, total_bytes) in opened {
+            if let Some(row) = rows.get_mut(index) {
+                (row.entry_count, row.total_bytes) = (entry_count, total_bytes);
+            }
+        }
     }
 
     fn not_found(&self, name: &CheckpointName) -> Status {
@@ -141,16 +182,8 @@ impl Ferry for Unary {
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
         let request = request.into_inner();
-        let exports = Arc::clone(&self.exports);
-        let (published, transfers, offered) = self
-            .ask(move |catalog| {
-                let offered: Vec<_> = exports.iter().map(offered_row).collect();
-                Ok((
-                    catalog.list_published()?,
-                    catalog.list_transfers()?,
-                    offered,
-                ))
-            })
+        let (published, transfers) = self
+            .ask(|catalog| Ok((catalog.list_published()?, catalog.list_transfers()?)))
             .await?;
         let mut rows: Vec<pb::CheckpointSummary> = published
             .into_iter()
@@ -167,7 +200,11 @@ impl Ferry for Unary {
             })
             .collect();
         rows.extend(transfers.iter().map(|t| self.transfer_row(t)));
-        rows.extend(offered);
+        rows.extend(self.exports.keys().map(|name| pb::CheckpointSummary {
+            name: name.to_string(),
+            offered: true,
+            ..Default::default()
+        }));
         // A name can be there twice: published, and being replaced. The token
         // carries both parts of the order.
         let order =
@@ -183,6 +220,7 @@ impl Ferry for Unary {
             rows.truncate(page_size);
             next_page_token = rows.last().map(order).unwrap_or_default();
         }
+        self.measure_offered(&mut rows).await;
         Ok(Response::new(pb::ListResponse {
             checkpoints: rows,
             next_page_token,
@@ -242,20 +280,5 @@ impl Ferry for Unary {
             discarded_bytes: discarded.unwrap_or(0),
             existed: discarded.is_some(),
         }))
-    }
-}
-
-/// What is offered from elsewhere, as it is now.
-fn offered_row((name, export): (&CheckpointName, &Export)) -> pb::CheckpointSummary {
-    let opened = match export {
-        Export::Path(path) => SourceSet::open(&[path], &SourceOptions::default()).ok(),
-        Export::Memory(_) => None,
-    };
-    pb::CheckpointSummary {
-        name: name.to_string(),
-        offered: true,
-        entry_count: opened.as_ref().map_or(0, |set| set.entries().len() as u64),
-        total_bytes: opened.as_ref().map_or(0, SourceSet::total_bytes),
-        ..Default::default()
     }
 }

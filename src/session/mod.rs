@@ -22,7 +22,7 @@ mod workers;
 
 pub(crate) use buffers::Budget;
 pub(crate) use error::{SendError, SessionError};
-pub(crate) use offer::{Export, MAX_PULLS, OfferContext, OfferedLanes, offer};
+pub(crate) use offer::{Export, MAX_PULLS, MAX_SNAPSHOTS, OfferContext, OfferedLanes, offer};
 pub(crate) use pace::PaceLimits;
 pub(crate) use progress::ProgressCell;
 pub use progress::{Progress, Stage};

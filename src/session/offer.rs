@@ -16,7 +16,9 @@ use crate::{
         MAX_CONTROL_BYTES, ManifestPromise, Open, OutFormat, ProtocolError, PullFirst, PullOpen,
         Reason,
     },
-    source::{Globs, GrowingSource, NameFilter, SourceError, SourceOptions, SourceSet, Supply},
+    source::{
+        First, Globs, GrowingSource, NameFilter, SourceError, SourceOptions, SourceSet, Supply,
+    },
     store::Catalog,
     wire::{LaneSender, decode_pull_first, pb},
 };
@@ -43,6 +45,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_OPENINGS: u32 = 3;
 /// Pulls at a time; each may hold `budget_bytes`.
 pub(crate) const MAX_PULLS: usize = 16;
+/// Of what is in memory: each may hold a copy of all of it.
+pub(crate) const MAX_SNAPSHOTS: usize = 2;
 
 /// What all pulls of a server share.
 #[derive(Clone, Debug)]
@@ -55,6 +59,8 @@ pub(crate) struct OfferContext {
     /// Memory for chunks on their way, for each pull.
     pub(crate) budget_bytes: u64,
     pub(crate) slots: Arc<Semaphore>,
+    /// Of these, pulls of what is in memory.
+    pub(crate) snapshots: Arc<Semaphore>,
     pub(crate) lanes: OfferedLanes,
     /// Becomes true when the server shuts down.
     pub(crate) draining: watch::Receiver<bool>,
@@ -220,6 +226,19 @@ async fn serve(context: OfferContext, wanted: PullOpen, lane: SendLane) -> Resul
         let why = "the server serves as many pulls as it takes; try again later";
         return Err(ProtocolError::new(Reason::TooMany, why).into());
     };
+    // Each may be a copy of a whole model, and is kept until its pull ends.
+    let is_memory = matches!(
+        context.exports.get(&wanted.checkpoint),
+        Some(Export::Memory(_))
+    );
+    let _snapshot = match is_memory.then(|| context.snapshots.try_acquire()) {
+        Some(Err(_)) => {
+            let why = "as many pulls as may hold a copy of what is in memory are under way; try again later";
+            return Err(ProtocolError::new(Reason::TooMany, why).into());
+        }
+        Some(Ok(permit)) => Some(permit),
+        None => None,
+    };
     let listed = context.lanes.add(wanted.lane_token)?;
     let (source, open, first) = {
         let context = context.clone();
@@ -284,7 +303,7 @@ async fn stalled(progress: &ProgressCell) {
 }
 
 /// What is sent, how its transfer opens, and what goes before the rest.
-type Opened = (Supply, Open, Globs);
+type Opened = (Supply, Open, First);
 
 /// The checkpoint that is wanted, and how its transfer opens. One that is replaced in
 /// that moment is opened again: the sums of one must not meet the files of another.
@@ -325,14 +344,14 @@ fn open_path(path: &Path, manifest: Option<&[u8]>, wanted: &PullOpen) -> Result<
     (options.include, options.exclude) = (wanted.include.clone(), wanted.exclude.clone());
     let opened = SourceSet::open(&[path], &options);
     let source = opened.map_err(|error| unopened(name, error))?;
-    let first = Globs::new("send first", &wanted.first);
-    let first = first.and_then(|first| first.check_used_in(&source).map(|()| first));
-    let first = first.map_err(|e| ProtocolError::new(Reason::NotFound, e.to_string()))?;
     let unfit = |why: String| ProtocolError::new(Reason::Unsupported, why);
     let (source, container_header_len) = match wanted.out_format {
         OutFormat::Npy => (source, 0),
         OutFormat::Safetensors => source.for_safetensors().map_err(unfit)?,
     };
+    let first = Globs::new("send first", &wanted.first);
+    let first = first.and_then(|first| First::of_set(first, &source));
+    let first = first.map_err(|e| ProtocolError::new(Reason::NotFound, e.to_string()))?;
     let asked = PushOptions {
         out_format: wanted.out_format,
         ..PushOptions::default()
@@ -377,7 +396,7 @@ fn open_memory(snapshot: &Snapshot, wanted: &PullOpen) -> Result<Opened, SendErr
     source.seal();
     let first = Globs::new("send first", &wanted.first).and_then(|first| {
         source.check_used(&first)?;
-        Ok(first)
+        Ok(First::of_growing(first))
     });
     let first = first.map_err(|error| unopened(name, error))?;
     let (fingerprint, entries_digest) = (source.fingerprint(), source.headers_digest());

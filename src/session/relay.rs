@@ -8,7 +8,7 @@ use super::{
     send::{SendLane, status_error},
 };
 use crate::{
-    plan::{CHUNK_LEN_MAX, CellId, Grid, MAX_ENTRIES, RangeSet},
+    plan::{CHUNK_LEN_MAX, CellId, Grid, MAX_ENTRIES, MAX_ENTRY_BYTES, RangeSet},
     protocol::{
         Abort, Done, MAX_CONTROL_BYTES, MAX_HEAD_BYTES, ProtocolError, Reason, ReceiverControl,
         ReceiverFrame,
@@ -171,6 +171,10 @@ impl Account {
                 let why = format!("entry {} was announced where {found} was due", entry.index);
                 return Err(ProtocolError::new(Reason::BadFrame, why));
             }
+            if entry.byte_len > MAX_ENTRY_BYTES {
+                let why = format!("entry {found} of {} bytes", entry.byte_len);
+                return Err(ProtocolError::new(Reason::BadShape, why));
+            }
             books.entries.push(Passing {
                 byte_len: entry.byte_len,
                 is_tensor: entry.kind() == pb::EntryKind::Tensor,
@@ -212,19 +216,24 @@ impl Account {
             runs.map(|r| grid.span_bytes(byte_len, r.start, r.end - r.start))
                 .sum()
         };
-        let mut fresh_bytes = 0;
+        let mut fresh_bytes: u64 = 0;
         for wanted in &frame.wanted {
             let entry = books.entries.get_mut(wanted.entry as usize);
             let Some(entry) = entry.filter(|entry| !entry.answered) else {
                 continue;
             };
+            let all = RangeSet::of(0..grid.cell_count(entry.byte_len));
+            if !all.is_superset(&wanted.wanted) || !all.is_superset(&wanted.held) {
+                let why = "a wanted cell does not exist";
+                return Err(ProtocolError::new(Reason::BadFrame, why));
+            }
             entry.asked.union_with(&wanted.wanted);
             entry.asked.union_with(&wanted.held);
             if wanted.last {
                 entry.answered = true;
                 // What is asked for in no way is there.
                 let there = entry.asked.missing_below(grid.cell_count(entry.byte_len));
-                fresh_bytes += bytes(entry.byte_len, &there);
+                fresh_bytes = bytes(entry.byte_len, &there).saturating_add(fresh_bytes);
                 entry.durable.union_with(&there);
             }
         }
@@ -235,10 +244,10 @@ impl Account {
             let all = RangeSet::of(0..grid.cell_count(entry.byte_len));
             let mut fresh = durable.ranges.intersection(&all);
             fresh.subtract(&entry.durable);
-            fresh_bytes += bytes(entry.byte_len, &fresh);
+            fresh_bytes = bytes(entry.byte_len, &fresh).saturating_add(fresh_bytes);
             entry.durable.union_with(&fresh);
         }
-        books.durable_bytes += fresh_bytes;
+        books.durable_bytes = books.durable_bytes.saturating_add(fresh_bytes);
         let durable_bytes = books.durable_bytes;
         self.progress.update(|p| {
             p.durable_bytes = p.durable_bytes.max(durable_bytes).min(p.total_bytes);

@@ -66,3 +66,39 @@ impl Globs {
         self.check_used(entries.map(|entry| entry.header.name.as_str()))
     }
 }
+
+/// Which entries go before the others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct First {
+    globs: Globs,
+    /// Looked up once where all entries are known: a peer's patterns may be many.
+    known: Option<Vec<bool>>,
+}
+
+impl First {
+    /// Of entries that are all there.
+    ///
+    /// # Errors
+    /// As [`Globs::check_used`].
+    pub(crate) fn of_set(globs: Globs, source: &SourceSet) -> Result<First, SourceError> {
+        globs.check_used_in(source)?;
+        let entries = source.entries().iter();
+        let known = entries.map(|entry| globs.matches(&entry.header.name));
+        Ok(First {
+            known: Some(known.collect()),
+            globs,
+        })
+    }
+
+    /// Of entries that are still to come.
+    pub(crate) fn of_growing(globs: Globs) -> First {
+        First { globs, known: None }
+    }
+
+    pub(crate) fn is_first(&self, index: usize, name: &str) -> bool {
+        match &self.known {
+            Some(known) => known.get(index).copied().unwrap_or(false),
+            None => self.globs.matches(name),
+        }
+    }
+}

@@ -57,7 +57,7 @@ pub(crate) mod view;
 pub(crate) mod zip;
 
 pub use error::SourceError;
-pub(crate) use globs::Globs;
+pub(crate) use globs::{First, Globs};
 pub use growing::GrowingSource;
 pub(crate) use growing::{InPlace, Supply};
 pub(crate) use mapped::MappedRun;

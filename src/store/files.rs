@@ -470,8 +470,9 @@ impl Files {
 
     /// Makes the file of a complete entry read-only, for good: from now on others may map
     /// it, and what they see never changes. Should its bytes turn out to be of yesterday,
-    /// they are put into another file. Returns where it lies until it is published.
-    pub(crate) fn seal(&self, slot: &SlotFile) -> Result<PathBuf, StoreError> {
+    /// they are put into another file. Returns where it lies until it is published; `None`
+    /// where the file system knows nothing of this, and nothing can be promised.
+    pub(crate) fn seal(&self, slot: &SlotFile) -> Result<Option<PathBuf>, StoreError> {
         let (file, is_sealed) = self.open_made(&slot.file)?;
         let path = self.data.path_of(&slot.file);
         if !is_sealed {
@@ -479,10 +480,16 @@ impl Files {
             let metadata = fault::call("fstat", || file.metadata()).context("stat", &shown)?;
             let mode = metadata.permissions().mode() & !ANY_WRITABLE;
             let sealed = Permissions::from_mode(mode);
-            fault::call("fchmod", || file.set_permissions(sealed.clone()))
-                .context("make read-only", &shown)?;
+            match fault::call("fchmod", || file.set_permissions(sealed.clone())) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => return Ok(None),
+                done => done.context("make read-only", &shown)?,
+            }
+            if !self.open_made(&slot.file)?.1 {
+                return Ok(None);
+            }
         }
-        Ok(path)
+        Ok(Some(path))
     }
 
     /// Puts a copy in the place of a sealed file, to be written to: whoever has mapped the
@@ -496,7 +503,11 @@ impl Files {
             return Ok(Arc::clone(file));
         }
         let (folder, shown) = (folder_of(&slot.file), self.data.shown(&slot.file));
-        let (sealed, _) = self.open_made(&slot.file)?;
+        let (sealed, is_sealed) = self.open_made(&slot.file)?;
+        if !is_sealed {
+            // Another thread has put the copy there, and its descriptor was closed since.
+            return Ok(self.keep_open(&mut open, slot, sealed, shown));
+        }
         let parent = match folder {
             "" => self.data.clone(),
             folder => self.data.sub(folder)?,
@@ -504,18 +515,38 @@ impl Files {
         // No entry has a name like this.
         let name = format!(".rebuilt-{}", slot.number);
         let file = parent.create_anew(&name)?;
-        fault::call("copy", || io::copy(&mut &sealed, &mut &file)).context("copy", &shown)?;
-        if self.options.is_synced {
-            once(|| fault::call("fdatasync", || file.sync_data())).context("sync", &shown)?;
-        }
+        let copied = self.copy_sealed(&sealed, &file).context("copy", &shown);
         let last = slot.file.rsplit('/').next().unwrap_or(&slot.file);
-        parent.rename(&name, &parent, last)?;
+        if let Err(error) = copied.and_then(|()| parent.rename(&name, &parent, last)) {
+            // On a full disk it would be in the way of everything else.
+            let _ = parent.remove_file(&name);
+            return Err(error);
+        }
         lock(&self.new_names).insert(folder.to_owned());
+        Ok(self.keep_open(&mut open, slot, file, shown))
+    }
+
+    fn copy_sealed(&self, mut sealed: &File, mut file: &File) -> io::Result<()> {
+        fault::call("copy", || io::copy(&mut sealed, &mut file))?;
+        if self.options.is_synced {
+            once(|| fault::call("fdatasync", || file.sync_data()))?;
+        }
+        Ok(())
+    }
+
+    /// A file that may be written to, open from now on.
+    fn keep_open(
+        &self,
+        open: &mut OpenFiles,
+        slot: &SlotFile,
+        file: File,
+        path: String,
+    ) -> Arc<OpenFile> {
         let prefix_len = self.prefix(slot).len() as u64;
         let file_len = prefix_len + slot.header.byte_len;
         let file = Arc::new(OpenFile {
             file,
-            path: shown,
+            path,
             prefix_len,
             file_len,
             allocated: Mutex::new(0),
@@ -523,7 +554,7 @@ impl Files {
             is_sealed: false,
         });
         open.by_number.insert(slot.number, Arc::clone(&file));
-        Ok(file)
+        file
     }
 
     fn prefix(&self, slot: &SlotFile) -> Vec<u8> {

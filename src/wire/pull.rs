@@ -7,7 +7,9 @@ use super::{
 };
 use crate::{
     plan::MAX_ENTRY_NAME_LEN,
-    protocol::{MAX_GLOBS, PROTOCOL_VERSION, ProtocolError, PullFirst, PullOpen, Reason},
+    protocol::{
+        MAX_FIRST_GLOBS, MAX_GLOBS, PROTOCOL_VERSION, ProtocolError, PullFirst, PullOpen, Reason,
+    },
 };
 use bytes::Bytes;
 use pb::receiver_frame::Control;
@@ -53,6 +55,10 @@ pub(crate) fn decode_pull_first(frame: pb::ReceiverFrame) -> Result<PullFirst, W
                 if globs.len() > MAX_GLOBS || globs.iter().any(is_long) {
                     return Err(refuse(Reason::TooLarge, "too many globs, or too long ones"));
                 }
+            }
+            if open.first.len() > MAX_FIRST_GLOBS {
+                let why = "too many globs of what comes first";
+                return Err(refuse(Reason::TooLarge, why));
             }
             let out_format = decode_out_format(open.out_format)
                 .ok_or_else(|| refuse(Reason::Unsupported, "an unknown out_format"))?;

@@ -93,7 +93,7 @@ fn server(authority: &str, name: &str) -> Target {
 pub(crate) fn checkpoint_name(authority: &str, name: &str) -> Result<CheckpointName, Error> {
     if name.is_empty() {
         return Err(Error::Usage(format!(
-            "the destination names no checkpoint: ferry://{authority}/NAME"
+            "no checkpoint is named: write ferry://{authority}/NAME"
         )));
     }
     Ok(name.parse()?)

@@ -5,7 +5,6 @@ use super::Session;
 use crate::{
     format::checksum,
     protocol::{CompareJob, Group, PipelineStage, SlotFile},
-    ready::ReadyTensor,
     session::{
         buffers::Reserved,
         error::SessionError,
@@ -78,74 +77,45 @@ pub(super) fn spawn_commit(session: &Arc<Session>, group: Group) -> JoinHandle<(
         let committed = committed.map_err(|_| bug()).and_then(|c| Ok(c?));
         // Before the role says that it is durable: what comes after that must not find the
         // file writable.
-        let sealed = committed.and_then(|()| match session.on_ready {
-            Some(_) => {
+        let sealed = committed.and_then(|()| match &session.teller {
+            Some(teller) => {
                 let complete = session.core().completing(&group);
-                seal(&session, complete)
+                teller.seal(&session, complete)
             }
             None => Ok(Vec::new()),
         });
         match sealed {
             Ok(ready) => {
+                // Before the driver can think of publishing.
+                if let Some(teller) = &session.teller {
+                    teller.tell(ready);
+                }
                 let complete = session.core().committed(group.id);
                 complete
                     .into_iter()
                     .for_each(|number| session.staging.files().close(number));
                 session.wake.notify_one();
-                tell_ready(&session, &ready);
             }
             Err(error) => session.fail(error),
         }
     })
 }
 
-/// Tells of entries that were complete when the session began, after `before`.
-pub(super) fn spawn_tell_ready(
-    session: &Arc<Session>,
-    complete: Vec<Arc<SlotFile>>,
-    before: Option<JoinHandle<()>>,
-) -> JoinHandle<()> {
-    let session = Arc::clone(session);
-    tokio::spawn(async move {
-        finish_commit(before).await;
-        let telling = tokio::task::spawn_blocking(move || match seal(&session, complete) {
-            Ok(ready) => tell_ready(&session, &ready),
-            Err(error) => session.fail(error),
-        });
-        let _ = telling.await;
-    })
-}
-
-/// From now on nobody writes to the files of these entries. Those that share a file are
-/// left out: others are still written to it.
-fn seal(session: &Session, complete: Vec<Arc<SlotFile>>) -> Result<Vec<ReadyTensor>, SessionError> {
-    let Some(on_ready) = &session.on_ready else {
-        return Ok(Vec::new());
-    };
-    let is_told = |slot: &Arc<SlotFile>| {
-        slot.data_offset.is_none() && on_ready.wants(session.core().is_first(slot.number))
-    };
-    let sealed = complete.into_iter().filter(is_told).map(|slot| {
-        Ok(ReadyTensor {
-            checkpoint: session.staging.options().checkpoint.to_string(),
-            name: slot.header.name.clone(),
-            path: session.staging.files().seal(&slot)?,
-            byte_len: slot.header.byte_len,
-            is_first: session.core().is_first(slot.number),
-        })
-    });
-    sealed.collect()
-}
-
-fn tell_ready(session: &Session, ready: &[ReadyTensor]) {
-    let Some(on_ready) = &session.on_ready else {
+/// Seals what was complete when the session began, and tells of it.
+pub(super) async fn tell_complete(session: &Arc<Session>, complete: Vec<Arc<SlotFile>>) {
+    let Some(teller) = session.teller.clone().filter(|_| !complete.is_empty()) else {
         return;
     };
-    let told = catch_unwind(AssertUnwindSafe(|| {
-        ready.iter().for_each(|tensor| on_ready.tell(tensor));
-    }));
-    if told.is_err() {
-        tracing::warn!("who was told of complete tensors panicked");
+    let sealing = Arc::clone(session);
+    // Holds the session, and with it the lock of the name, also when nobody waits any more.
+    let sealed = tokio::task::spawn_blocking(move || {
+        let sealed = teller.seal(&sealing, complete);
+        sealed.map(|ready| teller.tell(ready))
+    });
+    match sealed.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => session.fail(error),
+        Err(error) => session.fail(SessionError::Bug(error.to_string())),
     }
 }
 

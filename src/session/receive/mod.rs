@@ -12,16 +12,18 @@ mod lane;
 mod models;
 mod open;
 mod sessions;
+mod teller;
 mod turns;
 
 use self::{
-    disk::{finish_commit, spawn_commit, spawn_compare, spawn_tell_ready},
+    disk::{finish_commit, spawn_commit, spawn_compare, tell_complete},
     lane::{run_lane, send_control, send_frame, serve_joined, set_limits},
     open::{
         First, check_supported, commit_policy, container_header_len, random_token, read_first,
         staging_options,
     },
     sessions::Sessions,
+    teller::Teller,
     turns::Turns,
 };
 use super::{
@@ -149,7 +151,7 @@ struct Session {
     short_of_memory_count: AtomicUsize,
     stages: ReceiveStages,
     progress: Option<Arc<ProgressCell>>,
-    on_ready: Option<OnReady>,
+    teller: Option<Arc<Teller>>,
 }
 
 impl Session {
@@ -347,7 +349,7 @@ async fn receive_session(
     }
     let session = Arc::new(Session {
         progress: context.progress.clone(),
-        on_ready: context.on_ready.clone(),
+        teller: context.on_ready.clone().map(Teller::new),
         stages: ReceiveStages::new(&open.checkpoint),
         core: Mutex::new(core),
         staging,
@@ -387,6 +389,9 @@ async fn receive_session(
     };
     if let Err(error) = &result {
         end(&session, &out, error).await;
+        if let Some(teller) = &session.teller {
+            teller.stop();
+        }
         session.tell_progress();
     }
     // The lock of the name goes before its seat, or the next session finds it locked.
@@ -426,8 +431,6 @@ async fn drive(
     pace_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut superseded = seat.superseded.clone();
     let mut commit: Option<JoinHandle<()>> = None;
-    // Of what was there at the start; told of in order, and before it is published.
-    let mut telling: Option<JoinHandle<()>> = None;
     loop {
         if let Some(error) = session.take_failure() {
             finish_commit(commit).await;
@@ -438,12 +441,8 @@ async fn drive(
             (core.poll(Instant::now()), core.disk_wait())
         };
         session.stages.set_disk_wait(disk_wait);
-        if session.on_ready.is_some() {
-            let complete = session.core().take_complete_at_start();
-            if !complete.is_empty() {
-                telling = Some(spawn_tell_ready(session, complete, telling.take()));
-            }
-        }
+        let complete = session.core().take_complete_at_start();
+        tell_complete(session, complete).await;
         session.tell_progress();
         match action {
             Some(ReceiveAction::Send(frame)) => {
@@ -467,9 +466,11 @@ async fn drive(
                 continue;
             }
             Some(ReceiveAction::Publish(plan)) => {
-                // Paths that are told of are those of staging.
-                finish_commit(telling).await;
                 finish_commit(commit).await;
+                // Paths that are told of are those of staging.
+                if let Some(teller) = &session.teller {
+                    teller.finish().await;
+                }
                 return match session.take_failure() {
                     Some(error) => Err(error),
                     None => Ok(plan),

@@ -161,7 +161,11 @@ async fn next_frame(
                     let mut chunks = queue.take();
                     let raw_bytes = chunks.iter().map(|c| u64::from(c.head.raw_len)).sum();
                     let frame = load.take(raw_bytes);
+                    let held_back = core.holds_back();
                     chunks.retain(|chunk| core.sent(lane, chunk.cell));
+                    if held_back && !core.holds_back() {
+                        session.wake.notify_one();
+                    }
                     session.stages.set_in_flight(core.in_flight_bytes());
                     for ChunkHead {
                         encoded_len,

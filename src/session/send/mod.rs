@@ -41,7 +41,7 @@ use crate::{
         PipelineStage, ProtocolError, Reason, ReceiverControl, ReceiverFrame, SendAction, Sender,
         SenderConfig, SenderFrame,
     },
-    source::{Extent, Globs, ReadMode, SourceEntry, Supply},
+    source::{Extent, First, ReadMode, SourceEntry, Supply},
     wire::{
         LaneSender, decode_receiver_frame, encode_message, encode_sender_frame,
         encode_sources_and_entries, pb,
@@ -99,7 +99,7 @@ pub(crate) struct SendContext {
     pub(crate) codec: CodecChoice,
     pub(crate) read_mode: ReadMode,
     /// What goes before the rest.
-    pub(crate) first: Arc<Globs>,
+    pub(crate) first: Arc<First>,
     /// What is left out; `None` wherever bytes matter.
     pub(crate) rehearsal: Option<Rehearsal>,
     /// Memory for chunks on their way; half of it bounds the window.
@@ -496,7 +496,7 @@ fn take_entries(context: &SendContext, core: &mut Sender) {
     let is_sealed = source.is_sealed();
     for index in core.entry_count()..source.entry_count() {
         if let Some(header) = source.with_entry(index, |entry| entry.header.clone()) {
-            let is_first = context.first.matches(&header.name);
+            let is_first = context.first.is_first(index, &header.name);
             core.add(header, is_first);
         }
     }
@@ -531,8 +531,12 @@ async fn announce(
     let mut batch = Vec::new();
     let (mut first, mut bytes) = (entries.start, 0);
     for index in entries {
-        let look = |entry: &SourceEntry| announcement_of(entry, &session.context.first);
-        let Some(announcement) = source.with_entry(index as usize, look) else {
+        let number = index as usize;
+        let look = |entry: &SourceEntry| {
+            let is_first = session.context.first.is_first(number, &entry.header.name);
+            announcement_of(entry, is_first)
+        };
+        let Some(announcement) = source.with_entry(number, look) else {
             break;
         };
         let frame = encode_sources_and_entries(0, &[], index, std::slice::from_ref(&announcement));
@@ -550,7 +554,7 @@ async fn announce(
     send_message(out, [encode_message(&frame)]).await
 }
 
-fn announcement_of(entry: &SourceEntry, first: &Globs) -> Announcement {
+fn announcement_of(entry: &SourceEntry, is_first: bool) -> Announcement {
     Announcement {
         header: entry.header.clone(),
         sources: entry.sources.clone(),
@@ -558,7 +562,7 @@ fn announcement_of(entry: &SourceEntry, first: &Globs) -> Announcement {
         aliases: entry.aliases.clone(),
         crc32c: entry.crc32c,
         trainable: entry.trainable,
-        is_first: first.matches(&entry.header.name),
+        is_first,
     }
 }
 
