@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -15,6 +17,7 @@ import numpy as np
 from . import _native
 from ._dtypes import dtype_of
 from ._errors import IntegrityError, usage
+from ._inside import check_name, open_inside
 from ._transfer import Path, options
 
 
@@ -24,7 +27,8 @@ class Checkpoint(Mapping):
     Arrays are read-only ``numpy.memmap``: what is not touched is not read. Types that numpy
     does not have come through ``ml_dtypes`` where that is installed, else as raw bytes of the
     same width (``V2``); packed types and those in blocks are the bytes of the file. Bytes are
-    not verified here; :func:`verify` does that.
+    not verified here; :func:`verify` does that. A manifest that names anything but regular files
+    in its folder raises :class:`IntegrityError`: no link is followed.
 
     >>> checkpoint = tensorferry.open("/data/run7")
     >>> checkpoint["decoder/kernel"].shape
@@ -37,6 +41,8 @@ class Checkpoint(Mapping):
         _native.check_manifest(self.path)
         self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
         """All that ``manifest.json`` says."""
+        for entry in self.manifest["tensors"] + self.manifest["files"]:
+            check_name(entry["file"], entry["name"])
         self._tensors = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
         self._aliases = {
             alias: tensor
@@ -62,6 +68,10 @@ class Checkpoint(Mapping):
     @functools.cached_property
     def files(self) -> dict[str, pathlib.Path]:
         """Side files, such as ``config.json``, and where they are."""
+        for file in self.manifest["files"]:
+            # One that is gone is for whoever opens it to find out.
+            with contextlib.suppress(FileNotFoundError):
+                open_inside(self.path, file["file"], file["name"]).close()
         return {file["name"]: self.path / file["file"] for file in self.manifest["files"]}
 
     def info(self, name: str) -> dict[str, Any]:
@@ -94,16 +104,20 @@ class Checkpoint(Mapping):
 
 
 def _map(folder: pathlib.Path, tensor: dict[str, Any]) -> np.memmap:
-    dtype = dtype_of(tensor["dtype"])
-    file, shape = folder / tensor["file"], tuple(tensor["shape"])
+    with open_inside(folder, tensor["file"], tensor["name"]) as stream:
+        return _map_open(stream, folder / tensor["file"], tensor)
+
+
+def _map_open(stream: io.BufferedReader, file: pathlib.Path, tensor: dict[str, Any]) -> np.memmap:
+    dtype, shape = dtype_of(tensor["dtype"]), tuple(tensor["shape"])
     if dtype is None:
         # As the file has them; a file that tensors share has a run of bytes.
         dtype = np.dtype(np.uint8)
-        shape = _npy_shape(file) if file.suffix == ".npy" else (tensor["nbytes"],)
+        shape = _npy_shape(stream) if file.suffix == ".npy" else (tensor["nbytes"],)
     elif tensor["byteorder"] == "big":
         dtype = dtype.newbyteorder(">")
     order: Literal["C", "F"] = "F" if tensor["fortran_order"] else "C"
-    size = os.stat(file).st_size
+    size = os.fstat(stream.fileno()).st_size
     if size < tensor["data_offset"] + tensor["nbytes"]:
         raise IntegrityError(
             f"{tensor['name']!r} is damaged: {file} has {size} bytes, "
@@ -115,14 +129,15 @@ def _map(folder: pathlib.Path, tensor: dict[str, Any]) -> np.memmap:
         empty = np.zeros(shape, dtype, order)
         empty.flags.writeable = False
         return empty.view(np.memmap)
-    return np.memmap(file, dtype, "r", tensor["data_offset"], shape, order)
+    mapped = np.memmap(stream, dtype, "r", tensor["data_offset"], shape, order)
+    mapped.filename = file.resolve()  # type: ignore[misc]
+    return mapped
 
 
-def _npy_shape(file: pathlib.Path) -> tuple[int, ...]:
-    with file.open("rb") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(stream)[0]
+def _npy_shape(stream: io.BufferedReader) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)[0]
 
 
 def open(path: Path) -> Checkpoint:
