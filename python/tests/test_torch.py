@@ -231,6 +231,13 @@ class LoadPlanner:
     pass
 
 
+def load_values(file: io.BytesIO, map_location: str, weights_only: bool) -> Any:
+    """torch.load, of which only what it refuses matters here."""
+    assert (map_location, weights_only) == ("cpu", True)
+    if file.read() == b"hostile":
+        raise pickle.UnpicklingError("Weights only load failed")
+
+
 DTYPES = {
     "float32": Dtype("float32", "f4"),
     "int64": Dtype("int64", "i8"),
@@ -248,6 +255,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "memory_format": type("memory_format", (), {}),
         "Tensor": Tensor,
         "from_numpy": lambda array: Tensor(array),
+        "load": load_values,
     },
     "torch.futures": {"Future": Future},
     "torch.distributed": {},
@@ -358,7 +366,14 @@ def whole_of(name: str, array: np.ndarray) -> tuple[WriteItem, Tensor]:
     return WriteItem(MetadataIndex(name, zero), WriteItemType.TENSOR, data), Tensor(array)
 
 
-def save(module: types.ModuleType, path: str, seed: int = 1, ranks: int = 2, finish: bool = True) -> dict[str, Any]:
+def save(
+    module: types.ModuleType,
+    path: str,
+    seed: int = 1,
+    ranks: int = 2,
+    finish: bool = True,
+    extra: bytes = b"pickled",
+) -> dict[str, Any]:
     """Saves in as many ranks; gives what was saved."""
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((6, 5)).astype("f4")
@@ -370,7 +385,7 @@ def save(module: types.ModuleType, path: str, seed: int = 1, ranks: int = 2, fin
         pairs = [shards_of("layer.weight", weight, rank, ranks), shards_of("half", half, rank, ranks)]
         if rank == 0:
             pairs.append(whole_of("step", step))
-            pairs.append((WriteItem(MetadataIndex("extra/state"), WriteItemType.BYTE_IO), io.BytesIO(b"pickled")))
+            pairs.append((WriteItem(MetadataIndex("extra/state"), WriteItemType.BYTE_IO), io.BytesIO(extra)))
         state.append({item.index: data for item, data in pairs})
         plans.append(SavePlan([item for item, _ in pairs]))
     writers = [module.FerryStorageWriter(path) for _ in range(ranks)]
@@ -393,12 +408,14 @@ def save(module: types.ModuleType, path: str, seed: int = 1, ranks: int = 2, fin
                 chunks.setdefault(item.index.fqn, row).chunks.append(item.tensor_data.chunk)
     if finish:
         writers[0].finish(Metadata(chunks, planner_data={"step": ("step",)}), results)
-    return {"layer.weight": weight, "half": half, "step": step, "extra/state": b"pickled"}
+    return {"layer.weight": weight, "half": half, "step": step, "extra/state": extra}
 
 
-def load(module: types.ModuleType, path: str, saved: dict[str, Any]) -> Loading:
+def load(
+    module: types.ModuleType, path: str, saved: dict[str, Any], planner: Loading | None = None, **options: Any
+) -> Loading:
     """Loads everything into one rank."""
-    reader = module.FerryStorageReader(path)
+    reader = module.FerryStorageReader(path, **options)
     reader.reset(None)
     metadata = reader.read_metadata()
     reader.set_up_storage_reader(metadata, True)
@@ -413,7 +430,7 @@ def load(module: types.ModuleType, path: str, saved: dict[str, Any]) -> Loading:
                 stored = MetadataIndex(name, chunk.offsets)
                 place = (MetadataIndex(name), chunk.offsets, stored, zero, chunk.sizes)
                 items.append(ReadItem(LoadItemType.TENSOR, *place))
-    planner = Loading()
+    planner = planner or Loading()
     planner.tensors = {k: Tensor(np.zeros_like(v)) for k, v in saved.items() if isinstance(v, np.ndarray)}
     plan = reader.prepare_global_plan([reader.prepare_local_plan(LoadPlan(items))])[0]
     assert reader.read_data(plan, planner).wait() is None
@@ -510,6 +527,79 @@ def test_hostile_metadata_run_nothing(
     tensorferry.save_file({"metadata": np.frombuffer(raw, np.uint8)}, server.url("x/metadata"))
     with pytest.raises(pickle.UnpicklingError, match=r"has no place|instead of"):
         ferry_torch.FerryStorageReader(server.url("x")).read_metadata()
+
+
+def built(target: Any, state: Any) -> bytes:
+    """A pickle that sets a state on a target, whatever that is."""
+    # The target without STOP, the state without PROTO, BUILD, STOP.
+    return pickle.dumps(target, 4)[:-1] + pickle.dumps(state, 4)[2:-1] + b"b."
+
+
+@pytest.mark.parametrize(
+    ("target", "state"),
+    [
+        (Metadata, (None, {"planner_data": "for all"})),
+        (Metadata, {"planner_data": "for all"}),
+        (WriteItemType, (None, {"planner_data": "for all"})),
+        (Metadata({}), (None, {"planner_data": "by slots"})),
+        (Path("x"), {"_str": "/"}),
+        (Size(), {"x": 1}),
+    ],
+    ids=["slots of a class", "a class", "an enum", "slots", "a path", "a size"],
+)
+def test_hostile_metadata_set_nothing_but_fields(
+    ferry_torch: types.ModuleType, target: Any, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if target is WriteItemType:
+        monkeypatch.setattr(ferry_torch._MetadataUnpickler, "_PLAIN", {(target.__module__, target.__name__)})
+    with pytest.raises(pickle.UnpicklingError, match=r"has no place|no such state"):
+        ferry_torch._load_metadata(built(target, state))
+    assert Metadata({}).planner_data is None
+
+
+def test_fields_that_this_torch_does_not_have_are_left_out(ferry_torch: types.ModuleType) -> None:
+    metadata = Metadata({"w": BytesStorageMetadata()}, {"w": ("w",)})
+    later = built(metadata, {"version": "9", "__class__": 3, "__setstate__": 4})
+    loaded = ferry_torch._load_metadata(later)
+    assert loaded == metadata and vars(loaded) == vars(metadata)
+
+
+@pytest.mark.parametrize("raw", [b"", b".", b"\x80\x04b.", b"\x80\x04}\x82\x01.", pickle.dumps([1])[:-2]])
+def test_broken_metadata_are_told_of_as_such(ferry_torch: types.ModuleType, raw: bytes) -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"damaged|has no place"):
+        ferry_torch._load_metadata(raw)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("checkpoint", value) for value in ("../rank-00000", "rank-1", "rank-00000/x", "rank-00000\n", "", None)]
+    + [("array", 5), ("array", None), ("save_id", None)],
+)
+def test_a_place_elsewhere_is_refused(
+    ferry_torch: types.ModuleType, server: tensorferry.Server, field: str, value: Any
+) -> None:
+    place = dataclasses.replace(ferry_torch._Place("rank-00000", "w", "1"), **{field: value})
+    raw = pickle.dumps(Metadata({}, storage_data={MetadataIndex("w"): place}))
+    tensorferry.save_file({"metadata": np.frombuffer(raw, np.uint8)}, server.url("x/metadata"))
+    reader = ferry_torch.FerryStorageReader(server.url("x"))
+    with pytest.raises(tensorferry.IntegrityError, match="was not written by"):
+        reader.read_metadata()
+    # Other ranks have the metadata from the coordinator.
+    reader.set_up_storage_reader(pickle.loads(raw), False)
+    index = MetadataIndex("w")
+    with pytest.raises(tensorferry.IntegrityError, match="was not written by"):
+        reader.read_data(LoadPlan([ReadItem(LoadItemType.BYTE_IO, index, Size(), index, Size(), Size())]), Loading())
+
+
+def test_values_that_run_something_do_not_reach_the_planner(
+    ferry_torch: types.ModuleType, server: tensorferry.Server
+) -> None:
+    saved = save(ferry_torch, server.url("x"), extra=b"hostile")
+    planner = Loading()
+    with pytest.raises(tensorferry.IntegrityError, match="extra/state") as caught:
+        load(ferry_torch, server.url("x"), saved, planner)
+    assert caught.value.hint and not planner.bytes and not planner.committed
+    assert load(ferry_torch, server.url("x"), saved, weights_only=False).bytes == {"extra/state": b"hostile"}
 
 
 def test_paths_that_are_possible(ferry_torch: types.ModuleType) -> None:

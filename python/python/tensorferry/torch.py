@@ -21,9 +21,13 @@ everything else is, so its presence means that the save is complete.
 **Mixtures.** All parts of one save carry the same random number, which the metadata repeat. A reader that finds
 another one (a later save to the same place died half-way) raises and loads nothing.
 
-**Trust.** Metadata are a pickle. Reading allows only the types that torch's metadata are made of, so a
-hostile server can give wrong numbers, but runs nothing here. The values that are no tensors are
-given to the planner, which by default reads them with ``torch.load``: its rules apply.
+**Trust.** Metadata are a pickle. Reading allows only the types that torch's metadata are made of, and sets
+only the fields that these have, so a hostile server can give wrong numbers, but its metadata run nothing here.
+The values that are no tensors are another matter: the planner gets their bytes, and torch's
+``DefaultLoadPlanner.load_bytes`` is ``torch.load(…, weights_only=False)``, which runs whatever the bytes say.
+So the reader first reads them with ``torch.load(…, weights_only=True)``, and gives the planner none that does not
+pass. ``weights_only=False`` leaves that out, for values of types that torch does not know and for planners with a
+format of their own: then whoever can write to the server can run programs here.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import dataclasses
 import io
 import os
 import pickle
+import re
 import secrets
 import tempfile
 from collections import defaultdict
@@ -63,6 +68,8 @@ SAVE_ID = "tensorferry.torch.save"
 """Key in the metadata of every checkpoint of a save; the value is the same in all of them."""
 MAX_PATTERNS = 1024
 """Most names that a pull can ask for."""
+
+_RANK = re.compile(r"rank-[0-9]{5,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +182,23 @@ class FerryStorageReader(StorageReader):
         path: as there. A local folder may also be the receiver's own (``ROOT/run7/step-1000``).
         cache_dir: where what is fetched from a server is kept until this object is gone; by
             default a temporary folder. A folder of this machine is mapped, not copied.
+        weights_only: refuse values that are no tensors unless ``torch.load(…, weights_only=True)`` reads
+            them. Without, a planner that unpickles them runs what the checkpoint says.
 
     Of each saving rank's checkpoint, only the arrays that the plan wants are fetched; an array that is
     wanted in part is fetched whole.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        weights_only: bool = True,
+    ) -> None:
         super().__init__()
         self.path = os.fspath(path)
+        self._weights_only = weights_only
         self._cache = tempfile.TemporaryDirectory(
             prefix="tensorferry-torch-", dir=None if cache_dir is None else os.fspath(cache_dir)
         )
@@ -198,8 +214,9 @@ class FerryStorageReader(StorageReader):
         folder = self._local(METADATA, [METADATA])
         metadata = _load_metadata(np.asarray(tensorferry.open(folder)[METADATA]).tobytes())
         # Here and not in read_data: the planner must not begin on what is damaged.
-        for place in set(metadata.storage_data.values()):
-            if not isinstance(place, _Place):
+        places = metadata.storage_data.values() if isinstance(metadata.storage_data, dict) else [None]
+        for place in places:
+            if not _is_place(place):
                 raise tensorferry.IntegrityError(f"{self.path} was not written by FerryStorageWriter")
         return metadata
 
@@ -216,21 +233,30 @@ class FerryStorageReader(StorageReader):
         """Loads all items of the plan.
 
         Raises:
-            tensorferry.IntegrityError: the parts are of different saves.
+            tensorferry.IntegrityError: the parts are of different saves, or a value that is no tensor
+                is more than ``weights_only`` allows.
         """
         if self._metadata is None:
             raise RuntimeError("read_data comes after set_up_storage_reader")
         by_checkpoint: dict[str, list[tuple[ReadItem, _Place]]] = defaultdict(list)
         for item in plan.items:
             place = self._metadata.storage_data[item.storage_index]
+            if not _is_place(place):
+                raise tensorferry.IntegrityError(f"{self.path} was not written by FerryStorageWriter")
             by_checkpoint[place.checkpoint].append((item, place))
         folders = {}
         for checkpoint, items in by_checkpoint.items():
             folders[checkpoint] = self._local(checkpoint, sorted({place.array for _, place in items}))
             self._check_save(folders[checkpoint], checkpoint, items[0][1].save_id)
+        opened = {checkpoint: tensorferry.open(folder) for checkpoint, folder in folders.items()}
+        if self._weights_only:
+            for checkpoint, items in by_checkpoint.items():
+                for item, place in items:
+                    if item.type == LoadItemType.BYTE_IO:
+                        _check_bytes(item, opened[checkpoint][place.array])
         # All checks come before the first tensor is touched.
         for checkpoint, items in by_checkpoint.items():
-            arrays = tensorferry.open(folders[checkpoint])
+            arrays = opened[checkpoint]
             for item, place in items:
                 self._load(item, arrays[place.array], planner)
         future: Future[None] = Future()
@@ -313,8 +339,9 @@ def _is_possible(checkpoint_id: str | os.PathLike[str]) -> bool:
 # ---------------------------------------------------------------- metadata
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Resolves the types of torch's ``Metadata`` and nothing else."""
+# In Python and not pickle.Unpickler: there BUILD cannot be told what it may set.
+class _MetadataUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+    """Resolves the types of torch's ``Metadata`` and nothing else, and sets only their fields."""
 
     _PLAIN = {
         ("builtins", "set"),
@@ -349,9 +376,55 @@ class _MetadataUnpickler(pickle.Unpickler):
             return found
         raise pickle.UnpicklingError(f"{module}.{name} has no place in the metadata of a checkpoint")
 
+    def get_extension(self, code: int) -> Any:
+        # A registered one may come out of a cache, past find_class.
+        raise pickle.UnpicklingError(f"extension {code} has no place in the metadata of a checkpoint")
+
+    def load_build(self) -> None:
+        """Sets the state of an object. On a class it would be set for the whole process."""
+        instance, state = self.stack[-2:]
+        kind = type(instance)
+        is_ours = kind.__module__ in self._METADATA_MODULES or kind is _Place
+        if not is_ours or not dataclasses.is_dataclass(kind):
+            raise pickle.UnpicklingError(f"a state for {kind.__name__} has no place in the metadata of a checkpoint")
+        if not hasattr(kind, "__setstate__"):
+            if not isinstance(state, dict):
+                raise pickle.UnpicklingError(f"{kind.__name__} has no such state")
+            # A later torch may have more of them, which this one would not look at.
+            fields = {field.name for field in dataclasses.fields(kind)}
+            self.stack[-1] = {name: value for name, value in state.items() if name in fields}
+        super().load_build()
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]
+
 
 def _load_metadata(raw: bytes) -> Metadata:
-    metadata = _MetadataUnpickler(io.BytesIO(raw)).load()
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(raw)).load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:
+        raise pickle.UnpicklingError(f"damaged metadata: {error}") from error
     if not isinstance(metadata, Metadata):
         raise pickle.UnpicklingError(f"{type(metadata).__name__} instead of torch's Metadata")
     return metadata
+
+
+def _is_place(place: object) -> bool:
+    """Whether this is where a writer puts things, and nowhere else on the server."""
+    if type(place) is not _Place:
+        return False
+    texts = [vars(place).get(field.name) for field in dataclasses.fields(_Place)]
+    # No subclass of a string, nor one that a pickle left out.
+    return all(type(text) is str for text in texts) and _RANK.fullmatch(place.checkpoint) is not None
+
+
+def _check_bytes(item: ReadItem, array: np.ndarray) -> None:
+    try:
+        torch.load(io.BytesIO(np.asarray(array).tobytes()), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise tensorferry.IntegrityError(
+            f"{item.dest_index.fqn} holds more than torch.load(weights_only=True) reads: {error}",
+            code="integrity", exit_code=6, tensor=item.dest_index.fqn,
+            hint="weights_only=False of the reader takes it, and may run whatever it says",
+        ) from error
