@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import same_bytes
@@ -31,6 +32,64 @@ def test_a_snapshot_is_what_was_there_at_the_call(server, tmp_path, noise):
     assert called.wait(5) and handle.done() and handle.exception() is None
     assert report.copied_bytes == 0
     assert same_bytes(ferry.open(tmp_path / "root/a")["w"], before)
+
+
+class Gives:
+    """What another library has; numpy cannot take it by DLPack."""
+
+    def __init__(self, array, give):
+        self.array, self.give = array, give
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __array__(self, dtype=None, copy=None):
+        return self.give(self.array)
+
+
+class GivesByDlpack(Gives):
+    def __dlpack__(self, **_):
+        raise BufferError("no such type")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+def read_only(array):
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+GIVERS = {
+    "itself": lambda array: array,
+    "view": np.ndarray.view,
+    "read_only": read_only,
+    "copy": np.copy,
+    "other": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.bool_, ml_dtypes.bfloat16])
+def test_a_snapshot_is_one_of_whatever_can_be_saved(server, tmp_path, dtype):
+    array = np.ones((64, 64), dtype)
+    given = {"first": np.ones(2 * MIB, np.uint8)}
+    for kind in (Gives, GivesByDlpack):
+        for name, give in GIVERS.items():
+            given[f"{kind.__name__}/{name}"] = kind(array, give)
+            given[f"{kind.__name__}/{name}/gaps"] = kind(array[:, ::2], give)
+    # The first keeps the others back.
+    handle = ferry.save_async(given, server.url("a"), bwlimit="4M", codec="none")
+    array[...] = 0
+    assert handle.result(60).copied_bytes == 0
+    landed = ferry.open(tmp_path / "root/a")
+    assert [name for name, tensor in landed.items() if not tensor.astype(np.float32).all()] == []
+
+
+@pytest.mark.parametrize("kind", [Gives, GivesByDlpack])
+def test_copies_that_others_make_are_told_of(server, kind):
+    array = np.ones((8, 4), np.float32)
+    given = {name: kind(array, give) for name, give in GIVERS.items()}
+    report = ferry.save({**given, "number": 3.0, "scalar": np.float32(3)}, server.url("a"))
+    assert (report.copied, report.copied_bytes) == (("copy", "other"), 2 * array.nbytes)
 
 
 def test_without_a_snapshot_a_change_is_noticed(server, noise):

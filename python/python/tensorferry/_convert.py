@@ -10,6 +10,7 @@ loaded by then.
 | tf.Tensor and tf.Variable on the CPU | no: TensorFlow makes a new buffer before it changes one that is shared |
 | torch.Tensor on the CPU, contiguous | no |
 | jax.Array on the CPU | no |
+| anything with DLPack or ``__array__`` | as it sees fit |
 | tensors on other devices | yes: their library brings them here |
 """
 
@@ -49,6 +50,9 @@ class Lent:
     array: np.ndarray
     """Its bytes: flat, ``uint8``."""
     copied_bytes: int
+    """What the report says of copies. Whether others hold the memory too it does not say."""
+    is_fresh: bool = False
+    """The memory was made here, so nobody else can write to it."""
 
 
 def lent(name: str, value: Any) -> Lent:
@@ -58,8 +62,9 @@ def lent(name: str, value: Any) -> Lent:
     array, copied = as_array(value, name)
     dtype = name_of(array.dtype, name)
     fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    if not (fortran or array.flags.c_contiguous):
-        array, copied = np.ascontiguousarray(array), True
+    is_fresh = not (fortran or array.flags.c_contiguous)
+    if is_fresh:
+        array, copied = np.array(array, order="C"), True
     flat = (array.T if fortran else array).reshape(-1).view(np.uint8)
     meaning = {
         "name": name,
@@ -68,7 +73,7 @@ def lent(name: str, value: Any) -> Lent:
         "fortran_order": bool(fortran),
         "big_endian": array.dtype.byteorder == ">" and array.dtype.itemsize > 1,
     }
-    return Lent(meaning, flat, array.nbytes if copied else 0)
+    return Lent(meaning, flat, array.nbytes if copied else 0, is_fresh)
 
 
 def check(items: Iterable[Named]) -> None:
@@ -84,6 +89,9 @@ def as_array(value: Any, name: str = "tensor") -> tuple[np.ndarray, bool]:
         # A map is an array too; a masked one has more than bytes.
         if isinstance(value, np.ma.MaskedArray):
             raise usage(f"{name!r} is a masked array, and a checkpoint has no masks", "save .filled()")
+        return np.asarray(value), False
+    if isinstance(value, (np.generic, bool, int, float, complex)):
+        # A copy, and not one worth telling.
         return np.asarray(value), False
     library = _library(value)
     if library == "keras":
@@ -103,13 +111,33 @@ def as_array(value: Any, name: str = "tensor") -> tuple[np.ndarray, bool]:
         try:
             return np.from_dlpack(value), False
         except (BufferError, RuntimeError, TypeError):
-            # Another device, or a type that DLPack or numpy does not have.
-            return np.asarray(value), True
+            # Another device, or a type that DLPack or numpy does not have. Not always a copy.
+            return _and_whether_copied(np.asarray(value))
     try:
-        # No copy for a bytes-like object, a small one for a number.
-        return np.asarray(value), False
+        # No copy of a buffer; what __array__ gives may be one.
+        return _and_whether_copied(np.asarray(value))
     except (TypeError, ValueError) as error:
         raise usage(f"{name!r} is no tensor: {type(value).__name__}") from error
+
+
+def _and_whether_copied(array: np.ndarray) -> tuple[np.ndarray, bool]:
+    """An array that another object gave, and whether it was made for this call: it is no view, and
+    nobody else refers to it."""
+    alone = _references(array) <= _ALONE
+    return array, alone and array.base is None and array.flags.owndata
+
+
+def _references(array: np.ndarray) -> int:
+    return sys.getrefcount(array)
+
+
+def _references_of_new(array: np.ndarray) -> int:
+    found = _references(array)
+    return found
+
+
+# What counts as a reference depends on the interpreter.
+_ALONE = _references_of_new(np.empty(0))
 
 
 def _of_tensorflow(value: Any, name: str) -> tuple[np.ndarray, bool]:

@@ -141,7 +141,8 @@ def save_async(
 
 def _copied(item: Named) -> Named:
     tensor = lent(item.name, item.value)
-    if not tensor.copied_bytes:
-        tensor = dataclasses.replace(tensor, array=tensor.array.copy())
+    # What another library copied may still be known to it.
+    if not tensor.is_fresh:
+        tensor = dataclasses.replace(tensor, array=tensor.array.copy(), is_fresh=True)
     # It is no copy that the caller need hear of.
     return Named(item.name, dataclasses.replace(tensor, copied_bytes=0), item.trainable)
