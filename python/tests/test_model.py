@@ -1,8 +1,10 @@
 """Models that serve their weights, and checkpoints that go back into models."""
 
 import logging
+import sys
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import same_bytes
@@ -96,3 +98,34 @@ def test_load_into_says_what_does_not_fit_and_assigns_nothing(tmp_path, noise):
     assert wide.any()
     with pytest.raises(ferry.FerryError, match="no tensors"):
         ferry.load_into({}, tmp_path / "m")
+
+
+def test_raw_bytes_are_never_taken_for_numbers(tmp_path, monkeypatch):
+    bits = np.ones(4, np.int16)
+    saved = {
+        "a": np.ones(4, np.float32),
+        "bf16": bits.astype(ml_dtypes.bfloat16),
+        "f8": bits.astype(ml_dtypes.float8_e5m2),
+        "raw": bits.astype(np.int32).view("V4"),
+    }
+    ferry.save(saved, tmp_path / "m")
+    header = b'{"packed": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}'
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    ferry.push(tmp_path / "m.safetensors", tmp_path / "packed")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    a = np.zeros(4, np.float32)
+    for model, folder, words in [
+        ({"a": a, "bf16": np.zeros(4, np.float32)}, "m", "'bf16' has type bfloat16 .* and float32 here .*ml_dtypes"),
+        ({"a": a, "f8": np.zeros(4, np.float32)}, "m", "'f8' has type float8_e5m2 .* and float32 here .*ml_dtypes"),
+        ({"a": a, "raw": np.zeros(4, np.float32)}, "m", "'raw' has type V4 .* and float32 here .*no conversion"),
+        ({"a": np.zeros(4, "V4")}, "m", "'a' has type float32 .* and void32 here .*no conversion"),
+        ({"packed": a}, "packed", "'packed' has type float4_e2m1fn .* and float32 here .*no conversion"),
+    ]:
+        for cast in (True, False):
+            with pytest.raises(ferry.FerryError, match=words):
+                ferry.load_into(model, tmp_path / folder, cast=cast)
+            assert not a.any()
+    # Raw bytes into raw bytes are what they are.
+    model = {"bf16": np.zeros(4, "V2"), "raw": np.zeros(4, "V4"), "f8": np.zeros(4, "V1")}
+    ferry.load_into(model, tmp_path / "m")
+    assert model["bf16"].view(np.uint16).tolist() == [0x3F80] * 4 and same_bytes(model["raw"], saved["raw"])

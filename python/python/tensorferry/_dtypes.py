@@ -11,7 +11,7 @@ _NUMPY = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 )
 # One element per byte or more in ml_dtypes and in a checkpoint alike.
-_ML_DTYPES = frozenset(
+ML_DTYPES = frozenset(
     """bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e4m3b11fnuz float8_e4m3
     float8_e3m4 float8_e8m0fnu int4 uint4 int2 uint2""".split()
 )
@@ -29,7 +29,7 @@ def dtype_of(name: str) -> np.dtype | None:
         return np.dtype(name)
     if name in _VOID:
         return np.dtype(_VOID[name])
-    if name not in _ML_DTYPES:
+    if name not in ML_DTYPES:
         return None
     try:
         import ml_dtypes
@@ -44,7 +44,7 @@ def name_of(dtype: np.dtype, tensor: str) -> str:
     if dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None and dtype.name.startswith("void"):
         if dtype.itemsize in (1, 4):
             return f"V{dtype.itemsize}"
-    elif dtype.name in _NUMPY or dtype.name in _ML_DTYPES:
+    elif dtype.name in _NUMPY or dtype.name in ML_DTYPES:
         return dtype.name
     hint = None
     if dtype.name.startswith(("float4", "float6")):

@@ -13,6 +13,7 @@ import numpy as np
 
 from ._checkpoint import Checkpoint
 from ._convert import Named, _library, named
+from ._dtypes import ML_DTYPES, dtype_of
 from ._errors import FerryError, usage
 from ._transfer import Path, pull
 
@@ -51,7 +52,8 @@ def load_into(
     without ``folder`` it goes to a temporary one.
 
     Nothing is assigned when a tensor is missing (unless ``strict`` is false), has another shape,
-    or another type (unless ``cast`` is true).
+    or another type (unless ``cast`` is true). Types that come as raw bytes (those of ml_dtypes where
+    it is not installed, and packed ones) are never converted.
     """
     targets = named(model, trainable=trainable)
     if not targets:
@@ -83,7 +85,7 @@ def _assign(targets: list[Named], checkpoint: Checkpoint, strict: bool, cast: bo
     found = [target for target in targets if target.name in checkpoint]
     # All are looked at before the first is changed.
     for target in found:
-        _check(target, checkpoint[target.name], cast)
+        _check(target, checkpoint[target.name], checkpoint.info(target.name)["dtype"], cast)
     count = 0
     for target in found:
         array = checkpoint[target.name]
@@ -94,11 +96,14 @@ def _assign(targets: list[Named], checkpoint: Checkpoint, strict: bool, cast: bo
     return Loaded(len(found), count, tuple(missing), unused)
 
 
-def _check(target: Named, array: np.ndarray, cast: bool) -> None:
+def _check(target: Named, array: np.ndarray, stored: str, cast: bool) -> None:
+    """``stored`` is the type that the manifest says; the array may have nothing but its bytes."""
     shape = tuple(target.value.shape)
     if shape != array.shape:
         raise usage(f"{target.name!r} has shape {list(array.shape)} in the checkpoint and {list(shape)} here")
     here = _dtype_name(target.value)
+    if here != array.dtype.name and (hint := _why_raw(array, stored, here)):
+        raise usage(f"{target.name!r} has type {stored} in the checkpoint and {here} here", hint)
     if here != array.dtype.name and not cast:
         raise usage(
             f"{target.name!r} has type {array.dtype.name} in the checkpoint and {here} here",
@@ -106,6 +111,15 @@ def _check(target: Named, array: np.ndarray, cast: bool) -> None:
         )
     if isinstance(target.value, np.ndarray) and not target.value.flags.writeable:
         raise usage(f"{target.name!r} cannot be written to")
+
+
+def _why_raw(array: np.ndarray, stored: str, here: str) -> str | None:
+    """Why the numbers of an array cannot become those of a target, and what can be done."""
+    if array.dtype.name.startswith("void") and stored in ML_DTYPES:
+        return "without ml_dtypes, or with one that is too old, only raw bytes can be had: pip install -U ml_dtypes"
+    if array.dtype.name.startswith("void") or here.startswith("void") or dtype_of(stored) is None:
+        return "there is no conversion: load into an array of the same raw type"
+    return None
 
 
 def _dtype_name(value: Any) -> str:
@@ -135,8 +149,6 @@ def _numpy_dtype(value: Any, array: np.ndarray) -> np.dtype:
     dtype = getattr(value.dtype, "as_numpy_dtype", None)
     if dtype is not None:
         return np.dtype(dtype)
-    from ._dtypes import dtype_of
-
     return dtype_of(_dtype_name(value)) or array.dtype
 
 
