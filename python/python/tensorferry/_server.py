@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from . import _native
 from ._convert import Named, lent, named
 from ._errors import usage
+from ._temporary import TemporaryFolder
 from ._transfer import Path
 
 _log = logging.getLogger("tensorferry")
@@ -78,7 +78,7 @@ class ModelServer(Server):
         """Why the last snapshot failed, if it did; the puller is not told."""
         self._model = model
         # A server has a root, and this one takes nothing in: no checkpoint may have a byte.
-        self._root = tempfile.TemporaryDirectory(prefix="tensorferry-")
+        self._root = TemporaryFolder("tensorferry-")
         self.root = self._root.name
         self._native = _native.serve(self.root, listen, [], [(name, self._snapshot)], insecure, 1)
 

@@ -57,7 +57,6 @@ import re
 import shutil
 import tempfile
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +66,8 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import infer_storage_options
+
+from ._temporary import TemporaryFolder
 
 __all__ = ["FerryFileSystem", "checkpoint_name", "path_of"]
 
@@ -156,8 +157,8 @@ class FerryFileSystem(AbstractFileSystem):
         self._client = tensorferry.Client(self.authority)
         self._fetching = threading.Lock()
         if cache_dir is None:
-            self._cache = Path(tempfile.mkdtemp(prefix="tensorferry-fsspec-"))
-            weakref.finalize(self, shutil.rmtree, self._cache, ignore_errors=True)
+            self._own_cache = TemporaryFolder("tensorferry-fsspec-")
+            self._cache = Path(self._own_cache.name)
         else:
             self._cache = Path(cache_dir)
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -473,7 +474,7 @@ class _Upload:
         self.path = path
         self._may_replace = may_replace
         self._autocommit = autocommit
-        self._folder = tempfile.TemporaryDirectory(prefix="tensorferry-fsspec-")
+        self._folder = TemporaryFolder("tensorferry-fsspec-")
         self._spool = (Path(self._folder.name) / CONTENT).open("w+b")
 
     def write(self, data: Any) -> int:

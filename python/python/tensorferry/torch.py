@@ -38,7 +38,6 @@ import os
 import pickle
 import re
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -59,6 +58,8 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
+
+from ._temporary import TemporaryFolder
 
 __all__ = ["FerryStorageReader", "FerryStorageWriter"]
 
@@ -199,9 +200,7 @@ class FerryStorageReader(StorageReader):
         super().__init__()
         self.path = os.fspath(path)
         self._weights_only = weights_only
-        self._cache = tempfile.TemporaryDirectory(
-            prefix="tensorferry-torch-", dir=None if cache_dir is None else os.fspath(cache_dir)
-        )
+        self._cache = TemporaryFolder("tensorferry-torch-", cache_dir)
         self._fetched_count = 0
         self._metadata: Metadata | None = None
 
