@@ -1,8 +1,12 @@
 """Models that serve their weights, and checkpoints that go back into models."""
 
 import logging
+import os
+import socket
 import sys
 import threading
+import time
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -65,6 +69,37 @@ def test_under_the_lock_no_half_step_is_seen(tmp_path):
     for attempt in range(3):
         landed = ferry.open(tmp_path / str(attempt))
         assert len({int(value) for array in landed.values() for value in array[:1]}) == 1
+
+
+def test_the_function_may_take_the_lock_itself(tmp_path):
+    def model():
+        with server.lock:
+            return {"w": np.ones(3)}
+
+    with ferry.serve_model(model) as server:
+        assert ferry.pull(server.url, tmp_path / "here").tensors == 1
+        # And it is free again, for whoever trains.
+        assert server.lock.acquire(timeout=5)
+        server.lock.release()
+
+
+def test_a_server_that_nobody_has_ends(tmp_path):
+    model = {"w": np.ones(3)}
+    server = ferry.serve_model(model)
+    ferry.pull(server.url, tmp_path / "here")
+    alive, root, address = weakref.ref(server), server.root, server.address
+    del server
+    assert alive() is None and not os.path.exists(root)
+    host, _, port = address.rpartition(":")
+    for _ in range(100):
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+        except ConnectionRefusedError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("it still listens")
+    assert sys.getrefcount(model) <= 2
 
 
 def test_load_into_arrays(server, tmp_path, noise):

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from ._convert import Named, lent, named
 from ._errors import usage
 from ._temporary import TemporaryFolder
 from ._transfer import Path
+
+_Snapshot = Iterator[tuple[str, Callable[[], tuple[dict[str, Any], np.ndarray, bool | None]]]]
 
 _log = logging.getLogger("tensorferry")
 
@@ -70,9 +73,10 @@ class ModelServer(Server):
     """Offers the current weights of a model of this process. See :func:`serve_model`."""
 
     def __init__(self, model: Any, listen: str, name: str, insecure: bool) -> None:
-        self.lock = threading.Lock()
-        """Held while a snapshot is taken. Who changes weights under it never has half of a
-        change pulled. Do not pull from this server while you hold it."""
+        self.lock = threading.RLock()
+        """Held while a snapshot is taken, also while ``model`` is called if it is a function; that
+        may take it again. Who changes weights under it never has half of a change pulled. Do not
+        pull from this server while you hold it."""
         self.name = name
         self.last_error: BaseException | None = None
         """Why the last snapshot failed, if it did; the puller is not told."""
@@ -80,7 +84,9 @@ class ModelServer(Server):
         # A server has a root, and this one takes nothing in: no checkpoint may have a byte.
         self._root = TemporaryFolder("tensorferry-")
         self.root = self._root.name
-        self._native = _native.serve(self.root, listen, [], [(name, self._snapshot)], insecure, 1)
+        # Nobody finds a cycle that goes through the native side: the server would never end.
+        snapshot = functools.partial(_snapshot_of, weakref.ref(self))
+        self._native = _native.serve(self.root, listen, [], [(name, snapshot)], insecure, 1)
 
     @property
     def url(self) -> str:  # type: ignore[override]
@@ -92,7 +98,7 @@ class ModelServer(Server):
         super().stop()
         self._root.cleanup()
 
-    def _snapshot(self) -> Iterator[tuple[str, Callable[[], tuple[dict[str, Any], np.ndarray, bool | None]]]]:
+    def _snapshot(self) -> _Snapshot:
         try:
             with self.lock:
                 for item in named(_current(self._model)):
@@ -102,6 +108,13 @@ class ModelServer(Server):
             self.last_error = error
             _log.exception("no snapshot of %s can be had", self.name)
             raise
+
+
+def _snapshot_of(reference: weakref.ref[ModelServer]) -> _Snapshot:
+    server = reference()
+    if server is None:
+        raise ReferenceError("the ModelServer is gone")
+    return server._snapshot()
 
 
 def serve_model(
@@ -125,6 +138,8 @@ def serve_model(
 
     A pull that loses its connection goes on with a snapshot of that later moment: what has come
     is compared with it, and what lands is always one snapshot.
+
+    It serves until it is stopped, or until nothing refers to it any more: keep what this returns.
     """
     return ModelServer(model, listen, name, insecure)
 
