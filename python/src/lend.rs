@@ -40,8 +40,10 @@ pub(crate) fn lend(array: &Bound<'_, PyAny>) -> PyResult<Bytes> {
 struct Lent {
     address: usize,
     len: usize,
-    /// numpy frees or moves the memory of an array only when nothing refers to the array or
-    /// a view of it: `ndarray.resize` refuses.
+    /// Keeps the memory where it is, with one exception: `ndarray.resize` refuses while there
+    /// is a view of the array, as there always is here, but `resize(refcheck=False)` frees or
+    /// moves it all the same. That is a use after free which Python code can bring about and
+    /// nothing here can find out; the README forbids it.
     _array: Py<PyAny>,
 }
 
@@ -52,10 +54,11 @@ impl AsRef<[u8]> for Lent {
     )]
     fn as_ref(&self) -> &[u8] {
         // SAFETY: numpy states address and length of memory that is initialised and lives as
-        // long as `_array`. It may be written while it is lent: that is the user's to avoid,
-        // and with a sum it is found out. Nothing here depends on the bytes being the same
-        // twice: they are summed, copied, compressed by a codec that expects anything, and
-        // sent.
+        // long as `_array`, unless its owner is resized with `refcheck=False`, which is the
+        // user's not to do (see `_array`). It may be written while it is lent: that is the
+        // user's to avoid, and with a sum it is found out. Nothing here depends on the bytes
+        // being the same twice: they are summed, copied, compressed by a codec that expects
+        // anything, and sent.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
     }
 }

@@ -154,3 +154,12 @@ def test_a_hundred_small_tensors_and_names_of_all_kinds(server, tmp_path):
     landed = ferry.open(tmp_path / "root/names")
     assert list(landed) == names
     assert all(same_bytes(landed[name], tensors[name]) for name in names)
+
+
+def test_numpy_does_not_resize_what_is_lent(server, tmp_path):
+    array = np.ones(4 << 20, np.uint8)
+    handle = ferry.save_async({"w": array}, server.url("w"), snapshot=False, bwlimit="4M", codec="none")
+    with pytest.raises(ValueError, match="resize"):
+        array.resize(8 << 20)
+    handle.result(60)
+    assert ferry.open(tmp_path / "root/w")["w"].all()

@@ -47,7 +47,8 @@ def save_file(
     What lands are the values at the time of the call, unless another thread changes them
     meanwhile. With ``detect_mutation`` each tensor is summed before it is sent, and when its
     memory changes after that nothing is published and :class:`SourceChangedError` names it.
-    Without, a change on the way goes unnoticed.
+    Without, a change on the way goes unnoticed. Never resize a lent array with
+    ``resize(refcheck=False)``: its memory would be freed while it is read.
 
     ``key`` stands for the source: after a crash, the same call with the same key goes on with
     what has arrived, as far as that is equal. The other options are those of :func:`push`.
