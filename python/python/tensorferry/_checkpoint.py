@@ -130,7 +130,7 @@ def _map_open(stream: io.BufferedReader, file: pathlib.Path, tensor: dict[str, A
         empty.flags.writeable = False
         return empty.view(np.memmap)
     mapped = np.memmap(stream, dtype, "r", tensor["data_offset"], shape, order)
-    mapped.filename = file.resolve()  # type: ignore[misc]
+    mapped.filename = file.resolve()  # type: ignore[assignment]
     return mapped
 
 

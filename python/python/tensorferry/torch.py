@@ -338,8 +338,11 @@ def _is_possible(checkpoint_id: str | os.PathLike[str]) -> bool:
 # ---------------------------------------------------------------- metadata
 
 
-# In Python and not pickle.Unpickler: there BUILD cannot be told what it may set.
-class _MetadataUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+# The one in Python: that in C cannot be told what BUILD may set.
+_Unpickler: Any = vars(pickle)["_Unpickler"]
+
+
+class _MetadataUnpickler(_Unpickler):
     """Resolves the types of torch's ``Metadata`` and nothing else, and sets only their fields."""
 
     _PLAIN = {
@@ -394,7 +397,7 @@ class _MetadataUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
             self.stack[-1] = {name: value for name, value in state.items() if name in fields}
         super().load_build()
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]
+    dispatch = {**_Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 def _load_metadata(raw: bytes) -> Metadata:
