@@ -78,3 +78,16 @@ def test_words_of_the_native_side_become_fields():
     assert isinstance(error, ferry.IntegrityError)
     assert (error.tensor, error.offset) == ('a"b\x1f', 262144)
     assert str(error.__cause__) == "inner"
+
+
+@pytest.mark.parametrize("nothing", [None, {}, [], {"a": {"b": None}}])
+def test_nothing_is_not_published(server, nothing):
+    for call in (ferry.save, ferry.save_async) + ((ferry.save_file,) if nothing == {} else ()):
+        with pytest.raises(ValueError, match="nothing to save"):
+            call(nothing, server.url("x"))
+    assert ferry.Client(server.address).list() == []
+
+
+def test_no_model_is_not_served():
+    with pytest.raises(TypeError, match="None"):
+        ferry.serve_model(None)

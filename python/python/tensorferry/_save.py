@@ -114,7 +114,11 @@ def begin(
     tell: Tell | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Lends one tensor after the other; the first travels while the second is summed. A native
-    transfer with all of them, and what the report says of copies."""
+    transfer with all of them, and what the report says of copies.
+
+    Raises:
+        ValueError: there are no tensors.
+    """
     chosen = options(**given)
     for unfit in ("include", "exclude", "trainable", "rename", "max_bytes"):
         if chosen[unfit]:
@@ -123,6 +127,11 @@ def begin(
         if not isinstance(option, str) or not isinstance(text, str):
             raise TypeError("metadata has strings only")
     items = list(items)
+    if not items:
+        raise ValueError(
+            "there is nothing to save: no tensor was found. Was an empty dict or None given, "
+            "or a model that is not built yet? Call it once first"
+        )
     check(items)
     push = _native.open_push(os.fspath(dest), key or _KEY, dict(metadata or {}), chosen)
     copied = _add(push, items, detect_mutation, on_start, tell)

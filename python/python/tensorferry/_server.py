@@ -141,6 +141,8 @@ def serve_model(
 
     It serves until it is stopped, or until nothing refers to it any more: keep what this returns.
     """
+    if model is None:
+        raise TypeError("serve_model takes a model, or a function that gives one, not None")
     return ModelServer(model, listen, name, insecure)
 
 
