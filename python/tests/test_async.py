@@ -1,6 +1,7 @@
 """Saves in the background, and asyncio."""
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -167,3 +168,39 @@ def test_other_threads_run_while_one_waits(server, noise):
     stop.set()
     thread.join()
     assert counted > 200
+
+
+def test_a_handle_says_what_it_is_and_why_it_was_stopped(server, noise):
+    handle = ferry.save_async({"w": noise(16 * MIB, np.uint8)}, server.url("a"), **SLOW)
+    assert repr(handle) == f"<tensorferry.Handle 'save_async to {server.url('a')}' runs>"
+    handle.cancel()
+    with pytest.raises(ferry.FerryError, match="cancelled.*same call"):
+        handle.result(10)
+    assert "failed: interrupted" in repr(handle)
+    done = ferry.save_async({"w": noise(9)}, server.url("b"))
+    done.result(60)
+    assert repr(done).endswith("is done>")
+
+
+def test_a_failure_that_nobody_asked_for_is_logged(server, noise, caplog):
+    ferry.save({"w": noise(9)}, server.url("a"))
+
+    def failed(ask):
+        handle = ferry.save_async({"w": noise(8)}, server.url("a"))
+        assert wait_until(handle.done)
+        if ask:
+            assert isinstance(handle.exception(), ferry.ExistsError)
+
+    def wait_until(done):
+        until = time.monotonic() + 30
+        while not done() and time.monotonic() < until:
+            time.sleep(0.01)
+        return done()
+
+    failed(ask=True)
+    gc.collect()
+    assert caplog.records == []
+    failed(ask=False)
+    gc.collect()
+    assert wait_until(lambda: bool(caplog.records))
+    assert server.url("a") in caplog.text and "nobody asked" in caplog.text

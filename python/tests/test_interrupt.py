@@ -173,6 +173,33 @@ def test_a_process_waits_for_its_saves(server, tmp_path, script):
     assert ferry.open(tmp_path / "root/a")["w"].sum() == 1 << 20
 
 
+@pytest.mark.parametrize("call", ["result()", "exception()", "result(60)"])
+def test_ctrl_c_while_one_waits_for_a_handle_cancels_it(server, tmp_path, script, call):
+    process = script(SAVE.replace("{call}", f"""save_async(
+            {{"w": array}}, sys.argv[1], bwlimit="8M", codec="none", progress=tell).{call}"""), server.url("x"))
+    assert process.stdout.readline() == "sending\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 4, err
+    assert process.returncode == 0 and err == "", err
+    transfer = ferry.Client(server.address).status("x")["transfer"]
+    assert transfer["durable_bytes"] > MIB and not transfer["active"]
+
+
+def test_a_failed_save_that_nobody_asked_for_is_told_of_at_the_end(server, script):
+    ferry.save_file({"w": np.zeros(3)}, server.url("a"))
+    process = script("""
+        import sys
+        import numpy as np
+        import tensorferry as ferry
+        handle = ferry.save_async({"w": np.ones(3)}, sys.argv[1])
+    """, server.url("a"))
+    _, err = process.communicate(timeout=60)
+    assert err.count(f"save_async to {server.url('a')} failed and nobody asked") == 1, err
+    assert "overwrite=True" in err and "Traceback" not in err
+
+
 def test_a_forked_child_is_told_what_to_do(script):
     process = script("""
         import os, tensorferry as ferry

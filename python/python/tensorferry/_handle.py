@@ -5,13 +5,21 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from ._convert import Named, lent, named
+from ._errors import FerryError
 from ._save import begin
 from ._transfer import Path, Report, finish
+
+_log = logging.getLogger("tensorferry")
+# Seconds that an interrupted wait gives the transfer: making durable what has arrived takes two.
+_FAREWELL = 3.0
 
 
 class Cancel:
@@ -30,6 +38,11 @@ class Cancel:
         if cancelled:
             running.cancel()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody did."""
+        return self._cancelled
+
     def cancel(self) -> None:
         with self._lock:
             self._cancelled = True
@@ -42,30 +55,50 @@ class Cancel:
                 pass
 
 
+class _Ending:
+    """How a save ended, and whether anybody has heard."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.error: str | None = None
+        self.is_heard = False
+
+    def tell(self) -> None:
+        """Says that it failed, unless that was heard."""
+        if self.error is not None and not self.is_heard:
+            _log.error("%s failed and nobody asked for its result: %s", self.name, self.error)
+
+
 class Handle:
-    """A save that runs in the background. Awaitable. A process waits for it before it ends."""
+    """A save that runs in the background. Awaitable. A process waits for it before it ends.
+
+    A failure that nobody asked for is logged, as an error of the logger ``tensorferry``, when the
+    handle goes away or the process ends; on stderr where logging is not set up.
+    """
 
     def __init__(self, run: Callable[[Cancel], Report], name: str) -> None:
+        self._name = name
         self._cancel = Cancel()
+        self._ending = _Ending(name)
         self._future: concurrent.futures.Future[Report] = concurrent.futures.Future()
         self._future.set_running_or_notify_cancel()
-        threading.Thread(target=self._run, args=(run,), name=f"tensorferry {name}").start()
-
-    def _run(self, run: Callable[[Cancel], Report]) -> None:
-        try:
-            self._future.set_result(run(self._cancel))
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
-            self._future.set_exception(error)
+        # At the end of the process, too: after its threads have ended.
+        weakref.finalize(self, self._ending.tell)
+        # Without the handle, which can go away before the save has ended.
+        given = (run, self._future, self._cancel, self._ending)
+        threading.Thread(target=_run, args=given, name=f"tensorferry {name}").start()
 
     def result(self, timeout: float | None = None) -> Report:
         """Waits for the end, ``timeout`` seconds at most; raises what the save raised, or
-        ``TimeoutError``."""
-        with _timeouts():
+        ``TimeoutError``, after which the save goes on.
+
+        Ctrl-C while it waits cancels the save in good order, as :meth:`cancel` does."""
+        with self._waiting():
             return self._future.result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As :meth:`result`, but gives what was raised."""
-        with _timeouts():
+        with self._waiting():
             return self._future.exception(timeout)
 
     def done(self) -> bool:
@@ -74,28 +107,64 @@ class Handle:
 
     def cancel(self) -> None:
         """Stops in good order: nothing is published, and what has arrived is kept for the
-        next save of the same key. :meth:`result` raises then."""
+        next save of the same name and key. :meth:`result` raises a :class:`FerryError` of the code
+        ``"interrupted"`` then, within some seconds."""
         self._cancel.cancel()
 
     def add_done_callback(self, callback: Callable[[Handle], Any]) -> None:
-        """Calls this with the handle at the end, from the thread of the save, or at once."""
+        """Calls this with the handle at the end, from the thread of the save, or at once. Who
+        waits in :meth:`result` may go on before the callbacks have run."""
         self._future.add_done_callback(lambda _future: callback(self))
 
     def __await__(self) -> Generator[Any, None, Report]:
         import asyncio
 
+        self._ending.is_heard = True
         return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
 
+    def __repr__(self) -> str:
+        if not self._future.done():
+            state = "is being cancelled" if self._cancel.is_cancelled else "runs"
+        else:
+            state = "is done" if self._ending.error is None else f"failed: {self._ending.error}"
+        return f"<tensorferry.Handle {self._name!r} {state}>"
 
-@contextlib.contextmanager
-def _timeouts() -> Iterator[None]:
-    # Until Python 3.10 that of futures was another.
-    try:
-        yield
-    except concurrent.futures.TimeoutError as error:
-        if isinstance(error, TimeoutError):
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        try:
+            yield
+            self._ending.is_heard = True
+        except concurrent.futures.TimeoutError as error:
+            # Until Python 3.10 that of futures was another.
+            if isinstance(error, TimeoutError):
+                raise
+            raise TimeoutError("the save goes on") from None
+        except BaseException:
+            if not self._future.done():
+                # A signal's handler raised, as that of Ctrl-C does.
+                self.cancel()
+                concurrent.futures.wait([self._future], _FAREWELL)
+            self._ending.is_heard = True
             raise
-        raise TimeoutError("the save goes on") from None
+
+
+def _run(
+    run: Callable[[Cancel], Report],
+    future: concurrent.futures.Future[Report],
+    cancel: Cancel,
+    ending: _Ending,
+) -> None:
+    try:
+        report = run(cancel)
+    except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+        if isinstance(error, FerryError) and error.code == "interrupted" and cancel.is_cancelled:
+            error.hint = error.hint or "it was cancelled; the same call made again goes on with what has arrived"
+            # Who cancelled it knows.
+            ending.is_heard = True
+        ending.error = str(error) or type(error).__name__
+        future.set_exception(error)
+    else:
+        future.set_result(report)
 
 
 def save_async(
@@ -135,8 +204,7 @@ def save_async(
     def run(cancel: Cancel) -> Report:
         return finish(running, progress, cancel.on_start, **known)
 
-    return Handle(run, str(dest))
-
+    return Handle(run, f"save_async to {os.fspath(dest)}")
 
 
 def _copied(item: Named) -> Named:

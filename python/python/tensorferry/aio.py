@@ -28,6 +28,8 @@ async def _run(call: Callable[..., Report], *given: Any, progress: Any = None, *
         lambda cancel: call(*given, progress=progress, _on_start=cancel.on_start, **options),
         call.__name__,
     )
+    # Whoever awaits this hears.
+    handle._ending.is_heard = True
     ending = asyncio.wrap_future(handle._future)
     try:
         return await asyncio.shield(ending)
