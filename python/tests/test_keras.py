@@ -216,6 +216,18 @@ def test_wrong_arguments_are_refused(wrong: dict[str, object]) -> None:
         FerryCheckpoint("ferry://lab/x", **wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("filepath", ["", "ferry://127.0.0.1:9", "ferry://127.0.0.1:9/", "lab:"])
+def test_a_destination_without_a_name_is_refused(filepath: str) -> None:
+    with pytest.raises(ValueError, match="names no checkpoint"):
+        FerryCheckpoint(filepath)
+
+
+def test_an_option_that_does_not_exist_is_refused_before_training() -> None:
+    with pytest.raises(TypeError, match="max_to_keep"):
+        FerryCheckpoint("ferry://lab/x", max_to_keep=3)
+    FerryCheckpoint("ferry://lab/x", metadata={"a": "b"}, durability="end", key="k", detect_mutation=False)
+
+
 def test_a_placeholder_that_is_not_there_says_what_is(server: tensorferry.Server) -> None:
     with pytest.raises(KeyError, match="epoch"):
         fit(model_of(), FerryCheckpoint(server.url("{val_loss:.2f}")))
@@ -353,3 +365,32 @@ def test_a_model_that_does_not_fit_is_left_alone(server: tensorferry.Server, tmp
         restore(narrow, tmp_path / "root/run7")
     for values, variable in zip(before, other.variables):
         np.testing.assert_array_equal(variable.numpy(), values)
+
+
+def named_model() -> keras.Model:
+    """Named, but for its optimizer, whose name gets a number from Keras."""
+    layers = [keras.layers.Input((INPUT,)), keras.layers.Dense(1, name="out")]
+    model = keras.Sequential(layers, name="net")
+    model.compile(optimizer="adam", loss="mse", jit_compile=False)
+    return model
+
+
+def test_a_second_model_of_one_process_is_restored_with_its_optimizer(tmp_path: Path) -> None:
+    keras.backend.clear_session()
+    model, other = named_model(), named_model()
+    fit(model, FerryCheckpoint(tmp_path / "here"))
+    assert restore(other, tmp_path / "here") == ()
+    assert model.optimizer.variables[0].path != other.optimizer.variables[0].path
+    for there, here in zip(model.optimizer.variables, other.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(here.numpy(), there.numpy(), err_msg=here.path)
+
+
+def test_another_optimizer_is_not_restored_and_the_hint_can_be_followed(tmp_path: Path) -> None:
+    keras.backend.clear_session()
+    model, other = named_model(), named_model()
+    fit(model, FerryCheckpoint(tmp_path / "here"))
+    other.compile(optimizer="sgd", loss="mse")
+    with pytest.raises(tensorferry.FerryError, match="optimizer=False") as caught:
+        restore(other, tmp_path / "here")
+    assert "strict" not in str(caught.value)
+    assert restore(other, tmp_path / "here", optimizer=False)

@@ -119,10 +119,7 @@ def begin(
     Raises:
         ValueError: there are no tensors.
     """
-    chosen = options(**given)
-    for unfit in ("include", "exclude", "trainable", "rename", "max_bytes"):
-        if chosen[unfit]:
-            raise usage(f"{unfit}= is for files: choose before you save")
+    chosen = options_of_save(given)
     for option, text in (metadata or {}).items():
         if not isinstance(option, str) or not isinstance(text, str):
             raise TypeError("metadata has strings only")
@@ -145,6 +142,20 @@ def begin(
             stacklevel=4,
         )
     return push.finish(), {"copied_bytes": copied_bytes, "copied": tuple(copied)}
+
+
+def options_of_save(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a save, for the native module.
+
+    Raises:
+        TypeError: an option that does not exist.
+        FerryError: one that is for files.
+    """
+    chosen = options(**given)
+    for unfit in ("include", "exclude", "trainable", "rename", "max_bytes"):
+        if chosen[unfit]:
+            raise usage(f"{unfit}= is for files: choose before you save")
+    return chosen
 
 
 def _add(push: Any, items: Iterable[Named], checked: bool, on_start: Any, tell: Any) -> dict[str, int]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -29,10 +30,15 @@ import keras
 import numpy as np
 import tensorferry
 
+from . import _save
+
 __all__ = ["OPTIMIZER_PREFIX", "FerryCheckpoint", "restore", "variables_of"]
 
 OPTIMIZER_PREFIX = "optimizer/"
 """What the names of an optimizer's variables begin with in a checkpoint."""
+
+# What save_async itself takes, of what FerryCheckpoint hands on.
+_OF_SAVE_ASYNC = ("trainable", "name", "metadata", "detect_mutation", "key", "progress")
 
 
 def variables_of(model: keras.Model, *, optimizer: bool = True, trainable_only: bool = False) -> dict[str, Any]:
@@ -74,7 +80,8 @@ def restore(model: keras.Model, source: str | os.PathLike[str], *, optimizer: bo
         model: a model of the same architecture, built, and compiled if its optimizer is to
             be restored. Names of layers must be the same: give layers names, or call
             ``keras.backend.clear_session()`` before the model is made a second time in one
-            process, for Keras numbers the names that it invents.
+            process, for Keras numbers the names that it invents. The number of an optimizer
+            (``adam_1``) does not matter.
         source: a folder, ``ferry://HOST[:PORT]/NAME`` or ``HOST:NAME``; from a server it is
             fetched into a temporary folder first.
         optimizer: also restore the optimizer's variables. A checkpoint that has none of them
@@ -98,7 +105,50 @@ def restore(model: keras.Model, source: str | os.PathLike[str], *, optimizer: bo
         wants_optimizer = optimizer and has_optimizer and getattr(model, "optimizer", None) is not None
         if wants_optimizer and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        return tensorferry.load_into(variables_of(model, optimizer=wants_optimizer), source).unused
+        variables = variables_of(model, optimizer=wants_optimizer)
+        try:
+            return tensorferry.load_into(_as_saved(variables, tensorferry.open(source)), source).unused
+        except tensorferry.FerryError as error:
+            if error.code == "source-missing":
+                error.hint = _hint(error)
+            raise
+
+
+def _as_saved(variables: Mapping[str, Any], checkpoint: Iterable[str]) -> dict[str, Any]:
+    """The variables by the names of the checkpoint. Keras numbers the optimizers of a process,
+    ``adam``, ``adam_1``, …: where only that number differs, and one alone fits, it is that one."""
+    saved = _by_plain_name(checkpoint)
+    wanted = _by_plain_name(variables)
+    renamed = {}
+    for name, variable in variables.items():
+        plain = _plain(name)
+        here, there = wanted.get(plain, ()), saved.get(plain, ())
+        renamed[there[0] if len(here) == len(there) == 1 else name] = variable
+    return renamed
+
+
+def _by_plain_name(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name.startswith(OPTIMIZER_PREFIX):
+            found.setdefault(_plain(name), []).append(name)
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(rf"^({OPTIMIZER_PREFIX}[^/]*?)_\d+/", r"\1/", name)
+
+
+def _hint(error: tensorferry.FerryError) -> str:
+    """What can be done about a variable that is missing. ``load_into`` speaks of its own arguments."""
+    has = (error.hint or "").partition(";")[0]
+    if (error.tensor or "").startswith(OPTIMIZER_PREFIX):
+        return f"{has}; optimizer=False restores the weights alone"
+    return (
+        f"{has}; names must be the same: name the model and its layers, or call keras.backend.clear_session() "
+        "before a model is made a second time; tensorferry.load_into(model, source, strict=False) leaves missing "
+        "ones as they are"
+    )
 
 
 class FerryCheckpoint(keras.callbacks.Callback):
@@ -164,6 +214,8 @@ class FerryCheckpoint(keras.callbacks.Callback):
         **save_options: Any,
     ) -> None:
         super().__init__()
+        # Now, and not at the end of the first epoch.
+        _save.options_of_save({k: v for k, v in save_options.items() if k not in _OF_SAVE_ASYNC})
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode is 'auto', 'min' or 'max', not {mode!r}")
         is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
@@ -172,6 +224,8 @@ class FerryCheckpoint(keras.callbacks.Callback):
         if wait_timeout_s <= 0:
             raise ValueError(f"wait_timeout_s is a positive number of seconds, not {wait_timeout_s!r}")
         self.filepath = os.fspath(filepath)
+        if not self.filepath or re.fullmatch(r"ferry://[^/]*/*|[^/:]+:", self.filepath):
+            raise ValueError(f"filepath {self.filepath!r} names no checkpoint: it is ferry://HOST[:PORT]/NAME")
         self.monitor = monitor
         self.verbose = verbose
         self.save_best_only = save_best_only
