@@ -91,3 +91,9 @@ def test_nothing_is_not_published(server, nothing):
 def test_no_model_is_not_served():
     with pytest.raises(TypeError, match="None"):
         ferry.serve_model(None)
+
+
+@pytest.mark.parametrize("server", ["", "ferry://", "ferry://lab/run7", "lab/run7"])
+def test_a_client_is_of_a_server_and_not_of_a_checkpoint(server):
+    with pytest.raises(ValueError, match="is no server"):
+        ferry.Client(server)

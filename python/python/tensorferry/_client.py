@@ -25,6 +25,8 @@ class Client:
 
     def __init__(self, server: str) -> None:
         authority = server.removeprefix("ferry://").rstrip("/")
+        if not authority or "/" in authority:
+            raise ValueError(f'{server!r} is no server, which is "host", "host:port" or "ferry://host:port"')
         self.authority: str = _native.authority(authority)
         """``host:port``."""
 
