@@ -97,3 +97,11 @@ def test_no_model_is_not_served():
 def test_a_client_is_of_a_server_and_not_of_a_checkpoint(server):
     with pytest.raises(ValueError, match="is no server"):
         ferry.Client(server)
+
+
+@pytest.mark.parametrize("call", [ferry.open, ferry.verify])
+def test_what_is_on_a_server_is_pulled_first(server, call):
+    for url in (server.url("x"), "lab:run7"):
+        with pytest.raises(ferry.FerryError, match="is on a server.*pull it first") as caught:
+            call(url)
+        assert caught.value.code == "usage"

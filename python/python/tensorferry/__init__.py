@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 
-from ._checkpoint import Checkpoint, VerifyReport, inspect, open, verify
+from ._checkpoint import Checkpoint, VerifyReport, inspect
 from ._client import Client
 from ._errors import (
     AuthError,
@@ -25,7 +25,8 @@ from ._errors import (
     SourceChangedError,
 )
 from ._handle import Handle, save_async
-from ._load import load_into
+from ._load import Loaded, load_into
+from ._local import open, verify
 from ._native import __version__
 from ._save import CopyWarning, save, save_file
 from ._server import ModelServer, Server, serve_model
@@ -40,6 +41,7 @@ __all__ = [
     "FerryError",
     "Handle",
     "IntegrityError",
+    "Loaded",
     "ModelServer",
     "Progress",
     "Report",
