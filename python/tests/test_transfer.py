@@ -176,3 +176,15 @@ def test_without_ml_dtypes_its_types_are_raw_bytes(tmp_path, monkeypatch):
     landed = ferry.open(tmp_path / "m")
     assert (landed["b"].dtype, landed["f"].dtype) == (np.dtype("V2"), np.dtype("V1"))
     assert landed["b"].view(np.uint16)[0] == 0x3F80
+
+
+def test_a_pull_of_too_much_says_what_to_raise(server, tmp_path, noise):
+    ferry.save_file({"w": noise(1 << 20, np.uint8)}, server.url("x"))
+    for limit in (1000, "1K", "0.5MiB"):
+        with pytest.raises(ferry.FerryError, match="raise max_bytes=") as caught:
+            ferry.pull(server.url("x"), tmp_path / "here", max_bytes=limit)
+        assert caught.value.code == "no-space"
+    for wrong in (-1, "much", "1X", True):
+        with pytest.raises(ValueError, match="max_bytes is a number of bytes"):
+            ferry.pull(server.url("x"), tmp_path / "here", max_bytes=wrong)
+    assert ferry.pull(server.url("x"), tmp_path / "here", max_bytes="1M").bytes == 1 << 20

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import _native
+from ._errors import FerryError
 from ._progress import Progress, reporter
 
 __all__ = ["Progress", "Report", "pull", "push"]
@@ -80,7 +82,25 @@ def options(**given: Any) -> dict[str, Any]:
         known["bwlimit"] = str(known["bwlimit"])
     if known["lanes"] == "auto":
         known["lanes"] = None
+    if known["max_bytes"] is not None:
+        known["max_bytes"] = size("max_bytes", known["max_bytes"])
     return known
+
+
+_UNITS = {"": 1, "b": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for unit, base in ((letter, 1 << 10), (letter + "ib", 1 << 10), (letter + "b", 1000))
+}
+
+
+def size(name: str, given: str | int) -> int:
+    """Bytes, such as ``"20G"``."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(given).strip().lower())
+    if isinstance(given, bool) or not found or found[2] not in _UNITS:
+        raise ValueError(f'{name} is a number of bytes, such as 1000000, "20G" or "8MiB", not {given!r}')
+    number = float(found[1]) if "." in found[1] else int(found[1])
+    return int(number * _UNITS[found[2]])
 
 
 def texts(name: str, given: str | Iterable[str]) -> list[str]:
@@ -158,7 +178,7 @@ def pull(
     *,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    max_bytes: int | None = None,
+    max_bytes: str | int | None = None,
     first: Iterable[str] = (),
     codec: str = "auto",
     lanes: int | None = None,
@@ -177,7 +197,7 @@ def pull(
     """Fetches a checkpoint of a server into a folder of this machine, and waits for it.
 
     ``url``: ``"ferry://host[:port]/name"`` or ``"host:name"``. ``max_bytes`` refuses a larger
-    checkpoint before anything of it arrives. The other options are those of :func:`push`.
+    checkpoint before anything of it arrives: bytes, such as ``"20G"``. The other options are those of :func:`push`.
     """
     chosen = options(
         include=include, exclude=exclude, max_bytes=max_bytes, first=first, codec=codec, lanes=lanes,
@@ -185,4 +205,9 @@ def pull(
         bwlimit=bwlimit, layout=layout, out_format=out_format, npy_dtype=npy_dtype,
     )
     transfer = _native.pull(os.fspath(url), os.fspath(folder), chosen)
-    return finish(transfer, progress, _on_start)
+    try:
+        return finish(transfer, progress, _on_start)
+    except FerryError as error:
+        if error.code == "no-space" and max_bytes is not None:
+            error.hint = "raise max_bytes=, or take a part of it with include=; or free space here"
+        raise
