@@ -105,3 +105,10 @@ def test_what_is_on_a_server_is_pulled_first(server, call):
         with pytest.raises(ferry.FerryError, match="is on a server.*pull it first") as caught:
             call(url)
         assert caught.value.code == "usage"
+
+
+@pytest.mark.parametrize("call", [ferry.push, ferry.pull, ferry.save, ferry.save_file])
+def test_help_shows_what_is_for_callers_only(call):
+    import inspect
+
+    assert not [name for name in inspect.signature(call).parameters if name.startswith("_")]

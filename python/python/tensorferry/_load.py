@@ -49,7 +49,8 @@ def load_into(
     ``model``: all that ``save`` takes whose tensors can be assigned: Keras and TensorFlow
     variables, modules of PyTorch, dicts and lists of numpy arrays. ``src``: a landed folder, or
     ``"ferry://host/name"`` or ``"host:name"``, which is pulled into ``folder`` and stays there;
-    without ``folder`` it goes to a temporary one.
+    without ``folder`` it goes to a temporary one. A ``folder`` that has another checkpoint by then
+    needs ``overwrite=True``, one of the options of :func:`pull` that are handed on.
 
     Nothing is assigned when a tensor is missing (unless ``strict`` is false), has another shape,
     or another type (unless ``cast`` is true). Types that come as raw bytes (those of ml_dtypes where

@@ -12,7 +12,7 @@ from . import _native
 from ._convert import Named, check, lent, named
 from ._errors import usage
 from ._progress import Tell, reporter
-from ._transfer import Path, Report, options
+from ._transfer import Path, Report, options, public
 
 # More bytes copied than this are worth a warning.
 _COPY_WORTH_SAYING = 1 << 20
@@ -23,9 +23,11 @@ _KEY = "tensorferry.save"
 
 
 class CopyWarning(UserWarning):
-    """Tensors had to be copied before they could be sent, which takes as much memory."""
+    """Tensors had to be copied before they could be sent, which takes as much memory. Given for
+    more than 1 MiB in all; ``Report.copied`` names them however few bytes they have."""
 
 
+@public
 def save_file(
     tensors: Mapping[str, Any],
     dest: Path,
@@ -51,7 +53,8 @@ def save_file(
     ``resize(refcheck=False)``: its memory would be freed while it is read.
 
     ``key`` stands for the source: after a crash, the same call with the same key goes on with
-    what has arrived, as far as that is equal. The other options are those of :func:`push`.
+    what has arrived, as far as that is equal. A name that is published is taken, as for
+    :func:`save`. The other options are those of :func:`push`.
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"save_file takes a mapping of names to arrays, not {type(tensors).__name__}; see save")
@@ -59,6 +62,7 @@ def save_file(
     return send(items, dest, metadata, detect_mutation, key, progress, _on_start, transfer)
 
 
+@public
 def save(
     obj: Any,
     dest: Path,
@@ -78,6 +82,9 @@ def save(
     (names of attributes), a ``torch.nn.Module`` (keys of its state dict), a list of variables
     (their names), or dicts, lists and tuples of arrays (keys joined by ``/``); a single array
     is called ``name``. ``trainable`` takes only what is. All else is as in :func:`save_file`.
+
+    A name is published once: a second save under it raises :class:`ExistsError`, also of equal
+    values. Give each step a name of its own, or ``overwrite=True``.
 
     >>> tensorferry.save(model, "lab:run7/step-900", metadata={"step": "900"})
     """

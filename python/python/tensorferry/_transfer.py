@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _native
 from ._errors import FerryError
@@ -103,6 +104,17 @@ def size(name: str, given: str | int) -> int:
     return int(number * _UNITS[found[2]])
 
 
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def public(call: _Call) -> _Call:
+    """Without what this package alone gives, in ``help()``."""
+    signature = inspect.signature(call)
+    shown = [parameter for name, parameter in signature.parameters.items() if not name.startswith("_")]
+    call.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return call
+
+
 def texts(name: str, given: str | Iterable[str]) -> list[str]:
     """A list of strings; one alone is no list of letters."""
     found = [given] if isinstance(given, str) else list(given)
@@ -125,6 +137,7 @@ def finish(
         return Report(**transfer.wait(tell), **known)
 
 
+@public
 def push(
     src: Path | Iterable[Path],
     dest: Path,
@@ -156,9 +169,25 @@ def push(
 
     ``include`` and ``exclude`` choose tensors by patterns with ``*`` and ``?``; ``trainable``
     takes only those that the source calls so; ``rename`` has ``"OLD=NEW"``, or a dict; tensors
-    with names like one of ``first`` go before the others, and can be used before these are there.
-    ``bwlimit`` is bytes a second, such as ``"10M"``. ``progress`` is ``True``, a callable that
-    takes a :class:`Progress`, or a ``fsspec`` callback.
+    with names like one of ``first`` go before the others, and are durable before these are there.
+
+    How it travels: ``codec`` is ``"auto"`` (LZ4 where it helps), ``"lz4"`` or ``"none"``;
+    ``lanes`` the number of connections, 1 to 16, by default as many as bring clearly more;
+    ``bwlimit`` bytes a second, such as ``"10M"``; ``retries`` how many attempts in a row may make
+    nothing durable before :class:`RetryableError` is raised, by default 5.
+
+    What lands: ``layout`` names files after their tensors (``"named"``) or by number
+    (``"indexed"``); ``out_format`` is ``"npy"``, or ``"safetensors"`` for one file of all tensors;
+    ``npy_dtype`` writes the types that numpy does not have, such as ``bfloat16``, as so many bytes
+    (``"bytes"``, which every numpy opens) or by name (``"named"``, which needs ``ml_dtypes``).
+
+    How safe: ``durability`` says how often written bytes become durable: ``"strict"`` every 8 MiB,
+    ``"group"`` at 128 MiB or half a second, ``"end"`` once before publishing, ``"none"`` never, so
+    that a loss of power may cost everything. ``verify`` has the receiver read all back before it
+    publishes. ``overwrite`` replaces what is published under the name, ``restart`` throws
+    unfinished work of that name away first.
+
+    ``progress`` is ``True``, a callable that takes a :class:`Progress`, or a ``fsspec`` callback.
 
     The same call made again goes on where it stopped. Raises :class:`FerryError`.
     """
@@ -172,6 +201,7 @@ def push(
     return finish(transfer, progress, _on_start)
 
 
+@public
 def pull(
     url: str,
     folder: Path,
@@ -197,7 +227,9 @@ def pull(
     """Fetches a checkpoint of a server into a folder of this machine, and waits for it.
 
     ``url``: ``"ferry://host[:port]/name"`` or ``"host:name"``. ``max_bytes`` refuses a larger
-    checkpoint before anything of it arrives: bytes, such as ``"20G"``. The other options are those of :func:`push`.
+    checkpoint before anything of it arrives: bytes, such as ``"20G"``. ``first`` is an order only:
+    the program, ``tensorferry pull --ready``, tells where tensors lie as soon as they are complete.
+    The other options are those of :func:`push`.
     """
     chosen = options(
         include=include, exclude=exclude, max_bytes=max_bytes, first=first, codec=codec, lanes=lanes,
