@@ -26,7 +26,8 @@ DETECTORS: dict[str, list[str]] = {
     "source change": ["tests/tools/source_change_check.py"],
     "kills": ["faults", "kills", "--points", "20"],
     "power cuts": ["faults", "power-ext4", "--points", "20"],
-    "failed syncs": ["faults", "eio", "--points", "30"],
+    "failed syncs": ["faults", "eio", "--points", "60"],
+    "again": ["faults", "eio", "--points", "60", "--seed", "3"],
     "ranges": ["faults", "ranges"],
     "flips": ["faults", "flips", "--points", "48"],
 }

@@ -149,6 +149,7 @@ fn summary<'py>(py: Python<'py>, row: &CheckpointSummary) -> PyResult<Bound<'py,
     let dict = PyDict::new(py);
     dict.set_item("name", &row.name)?;
     dict.set_item("published", row.published)?;
+    dict.set_item("offered", row.offered)?;
     dict.set_item("entries", row.entry_count)?;
     dict.set_item("total_bytes", row.total_bytes)?;
     dict.set_item("durable_bytes", row.durable_bytes)?;

@@ -56,8 +56,8 @@ class Client:
 
     def list(self, prefix: str = "") -> list[dict[str, Any]]:
         """Checkpoints and unfinished transfers whose names begin with ``prefix``: ``name``,
-        ``published``, ``entries``, ``total_bytes``, ``durable_bytes``, ``active``, ``modified``
-        (seconds since 1970)."""
+        ``published``, ``offered`` (it lies elsewhere and can be pulled), ``entries``,
+        ``total_bytes``, ``durable_bytes``, ``active``, ``modified`` (seconds since 1970)."""
         return _native.list(self.authority, prefix)
 
     def status(self, name: str) -> dict[str, Any]:
