@@ -14,7 +14,7 @@ use crate::{
         Abort, Done, Layout, ManifestPromise, NpyDtype, Open, OutFormat, ProtocolError, PullFirst,
         PullOpen, Reason, SenderFrame,
     },
-    pull::{OPEN_TIMEOUT, begin_pull, check, lane_count},
+    pull::{OPEN_TIMEOUT, begin_pull, check, lane_count, with_wishes},
     session::{
         Account, ProgressCell, RelayEnd, RelayError, SendError, SendLane, SenderFrames, Stage,
         Task, cancelled, farewell, relay,
@@ -292,26 +292,15 @@ impl Copy {
 
     /// The sender's opening, under the names and with the wishes of this side.
     fn terms(&self, open: Open, transfer_id: Digest16, restart: bool) -> Result<Open, RelayError> {
-        let transfer = &self.options.transfer;
-        let bad = |reason, why| Err(RelayError::of_sender(ProtocolError::new(reason, why)));
         if open.checkpoint != self.name || open.transfer_id != transfer_id {
             let why = "the server opens another checkpoint than the one that was asked for";
-            return bad(Reason::BadFrame, why);
+            let error = ProtocolError::new(Reason::BadFrame, why);
+            return Err(RelayError::of_sender(error));
         }
-        if open.out_format != transfer.out_format {
-            let why = "the server sends for another kind of file";
-            return bad(Reason::Unsupported, why);
-        }
+        let open = with_wishes(open, &self.options.transfer, restart);
         Ok(Open {
             checkpoint: self.to_name.clone(),
-            chunk_len: transfer.chunk_len,
-            commit_mode: transfer.commit_mode,
-            layout: transfer.layout,
-            npy_dtype: transfer.npy_dtype,
-            overwrite: transfer.overwrite,
-            verify: transfer.verify,
-            restart,
-            ..open
+            ..open.map_err(RelayError::of_sender)?
         })
     }
 

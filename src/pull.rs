@@ -311,19 +311,9 @@ impl Pull {
                 let why = "the server opens another checkpoint than the one that was asked for";
                 return Err(ProtocolError::new(Reason::BadFrame, why));
             }
-            if open.out_format != transfer.out_format {
-                let why = "the server sends for another kind of file";
-                return Err(ProtocolError::new(Reason::Unsupported, why));
-            }
+            let open = with_wishes(open, &transfer, restart)?;
             Ok(Open {
                 checkpoint: local.clone(),
-                chunk_len: transfer.chunk_len,
-                commit_mode: transfer.commit_mode,
-                layout: transfer.layout,
-                npy_dtype: transfer.npy_dtype,
-                overwrite: transfer.overwrite,
-                verify: transfer.verify,
-                restart,
                 ..open
             })
         }))
@@ -348,6 +338,28 @@ impl Pull {
             codecs: Vec::new(),
         }
     }
+}
+
+/// The opening of a server that sends, with the wishes of this side.
+pub(crate) fn with_wishes(
+    open: Open,
+    transfer: &PushOptions,
+    restart: bool,
+) -> Result<Open, ProtocolError> {
+    if open.out_format != transfer.out_format {
+        let why = "the server sends for another kind of file";
+        return Err(ProtocolError::new(Reason::Unsupported, why));
+    }
+    Ok(Open {
+        chunk_len: transfer.chunk_len,
+        commit_mode: transfer.commit_mode,
+        layout: transfer.layout,
+        npy_dtype: transfer.npy_dtype,
+        overwrite: transfer.overwrite,
+        verify: transfer.verify,
+        restart,
+        ..open
+    })
 }
 
 /// Whether such a transfer can begin where a server sends; the rate that it keeps.
