@@ -128,9 +128,10 @@ impl TensorInfo {
     }
 }
 
-/// A file beneath the folder, and nothing else.
+/// A file beneath the folder, and nothing else. Landing writes neither `\` nor
+/// NUL into the name of a file, and elsewhere the first divides folders.
 fn is_beneath(file: &str) -> bool {
-    let is_plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    let is_plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\0', '\\']);
     file.split('/').all(is_plain)
 }
 
@@ -138,7 +139,7 @@ fn tensor_info(tensor: &ManifestTensor) -> Result<TensorInfo, Error> {
     let bad = |why: String| damaged(&tensor.name, format!("{MANIFEST_FILE}: {why}"));
     if !is_beneath(&tensor.file) {
         return Err(bad(format!(
-            "file {:?} does not lie beneath it",
+            "file {:?} is no plain path in the folder",
             tensor.file
         )));
     }
@@ -199,7 +200,7 @@ fn file_info(blob: &ManifestBlob) -> Result<FileInfo, Error> {
     };
     if !is_beneath(&blob.file) {
         let why = format!(
-            "{MANIFEST_FILE}: file {:?} does not lie beneath it",
+            "{MANIFEST_FILE}: file {:?} is no plain path in the folder",
             blob.file
         );
         return Err(damaged(&blob.name, why));
@@ -236,6 +237,7 @@ mod tests {
             "a//b",
             "a/",
             "a\0b",
+            "a\\b",
         ] {
             assert!(!is_beneath(bad), "{bad}");
         }

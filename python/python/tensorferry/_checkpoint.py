@@ -17,7 +17,7 @@ import numpy as np
 from . import _native
 from ._dtypes import dtype_of
 from ._errors import IntegrityError, usage
-from ._inside import check_name, open_inside
+from ._inside import open_inside
 from ._transfer import Path, options
 
 
@@ -41,8 +41,6 @@ class Checkpoint(Mapping):
         _native.check_manifest(self.path)
         self.manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
         """All that ``manifest.json`` says."""
-        for entry in self.manifest["tensors"] + self.manifest["files"]:
-            check_name(entry["file"], entry["name"])
         self._tensors = {tensor["name"]: tensor for tensor in self.manifest["tensors"]}
         self._aliases = {
             alias: tensor

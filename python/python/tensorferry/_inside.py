@@ -16,7 +16,7 @@ from ._errors import IntegrityError
 _HINT = "tensorferry writes no such folder: do not trust where it comes from, and fetch it again"
 
 
-def check_name(file: object, entry: str) -> None:
+def _check_name(file: object, entry: str) -> None:
     """Refuses what is no plain relative path."""
     if not isinstance(file, str):
         raise _refusal(entry, file, "is no path")
@@ -28,7 +28,7 @@ def check_name(file: object, entry: str) -> None:
 
 def open_inside(folder: pathlib.Path, file: str, entry: str) -> io.BufferedReader:
     """Opens a regular file beneath the folder. Follows no link and waits for no pipe."""
-    check_name(file, entry)
+    _check_name(file, entry)
     opened = io.open(os.fspath(folder / file), "rb", opener=lambda *_: _descend(folder, file, entry))
     assert isinstance(opened, io.BufferedReader)
     return opened
