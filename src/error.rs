@@ -94,6 +94,15 @@ pub enum Error {
     /// The server cannot be run like this.
     #[error("{0}")]
     Config(String),
+    /// The server cannot have its address: another program has it, or it is not this machine's.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where it was to listen.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// A name or option is not allowed.
     #[error("{0}")]
     Usage(String),
@@ -133,7 +142,7 @@ impl Error {
             Error::Usage(_) => ErrorCode::Usage,
             Error::Damaged { .. } => ErrorCode::Integrity,
             Error::Interrupted => ErrorCode::Interrupted,
-            Error::Bug(_) => ErrorCode::Other,
+            Error::Listen { .. } | Error::Bug(_) => ErrorCode::Other,
         }
     }
 
@@ -157,6 +166,9 @@ impl Error {
             return Some(
                 "another push took this one's place: it goes on with what is durable, unless it was told to --restart; `tensorferry status` shows how far it is",
             );
+        }
+        if let Error::Listen { .. } = self {
+            return Some("choose another port; port 0 picks a free one");
         }
         if let Error::Source(SourceError::Mutated { .. }) = self {
             return Some(

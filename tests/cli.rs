@@ -298,6 +298,14 @@ fn failures_have_their_own_exit_status() {
     fail(temp.path(), &["inspect", "absent"], 3);
     fail(temp.path(), &["verify", "model"], 3);
     fail(temp.path(), &["list", "absent"], 3);
+    assert!(fail(temp.path(), &["list", "127.0.0.1:7745"], 2).contains("ferry://127.0.0.1:7745"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let why = fail(temp.path(), &["serve", "root", "--listen", &taken], 1);
+    assert!(
+        why.contains(&taken) && why.contains("another port with --listen"),
+        "{why}"
+    );
     // A port that was free a moment ago: nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()

@@ -33,6 +33,12 @@ def test_beyond_this_machine_only_when_that_is_said(tmp_path):
         assert "0.0.0.0" not in server.url("x")
 
 
+def test_a_port_is_taken(tmp_path, server):
+    with pytest.raises(ferry.FerryError, match="cannot listen on") as caught:
+        ferry.Server(tmp_path, server.address)
+    assert caught.value.code == "other" and "another port" in caught.value.hint
+
+
 def test_causes_are_kept(tmp_path):
     with pytest.raises(ferry.FerryError) as caught:
         ferry.push(tmp_path / "nothing", tmp_path / "out")

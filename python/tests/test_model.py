@@ -48,6 +48,17 @@ def test_a_function_gives_the_model_and_its_errors_are_kept(tmp_path, caplog):
         ferry.pull(server.url, tmp_path / "here")
 
 
+def test_a_model_without_weights_is_not_offered_as_an_empty_checkpoint(tmp_path):
+    model = {}
+    with ferry.serve_model(model) as server:
+        with pytest.raises(ferry.FerryError):
+            ferry.pull(server.url, tmp_path / "here")
+        assert "no tensor was found" in str(server.last_error)
+        assert not (tmp_path / "here").exists()
+        model["w"] = np.ones(3)
+        assert ferry.pull(server.url, tmp_path / "here").tensors == 1
+
+
 def test_under_the_lock_no_half_step_is_seen(tmp_path):
     model = {f"w{i}": np.zeros(1000, np.int64) for i in range(50)}
     stop = threading.Event()

@@ -414,7 +414,7 @@ impl ServerBuilder {
             .map_err(|e| Error::Bug(e.to_string()))??;
         let listener = TcpListener::bind(address)
             .await
-            .map_err(|e| Error::Config(format!("cannot listen on {address}: {e}")))?;
+            .map_err(|source| Error::Listen { address, source })?;
         let address = listener
             .local_addr()
             .map_err(|e| Error::Bug(e.to_string()))?;

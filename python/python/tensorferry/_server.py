@@ -101,9 +101,13 @@ class ModelServer(Server):
     def _snapshot(self) -> _Snapshot:
         try:
             with self.lock:
+                is_empty = True
                 for item in named(_current(self._model)):
+                    is_empty = False
                     # Only what is wanted is converted; the native side copies it at once.
                     yield item.name, functools.partial(_lend, item)
+                if is_empty:
+                    raise usage("no tensor was found in the model. Is it built yet?")
         except Exception as error:
             self.last_error = error
             _log.exception("no snapshot of %s can be had", self.name)

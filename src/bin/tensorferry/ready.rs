@@ -14,18 +14,29 @@ struct ReadyEvent<'a> {
     first: bool,
 }
 
-/// One line for each, on standard output.
+/// One line for each of the only checkpoint, on standard output.
 pub(crate) fn tell(tensor: &ReadyTensor, output: &Output) {
+    tell_as(&units::brief(&tensor.name), tensor, output);
+}
+
+/// The same where other checkpoints may come too.
+pub(crate) fn tell_of_many(tensor: &ReadyTensor, output: &Output) {
+    let name = format!("{}  {}", tensor.checkpoint, units::brief(&tensor.name));
+    tell_as(&name, tensor, output);
+}
+
+fn tell_as(name: &str, tensor: &ReadyTensor, output: &Output) {
+    // Who reads it may well work elsewhere.
+    let path = std::path::absolute(&tensor.path).unwrap_or_else(|_| tensor.path.clone());
     output.event(
         "ready",
         &ReadyEvent {
             checkpoint: &tensor.checkpoint,
             name: &tensor.name,
-            path: &tensor.path,
+            path: &path,
             bytes: tensor.byte_len,
             first: tensor.is_first,
         },
     );
-    let path = tensor.path.display();
-    output.human(&format!("ready  {}  {path}", units::brief(&tensor.name)));
+    output.human(&format!("ready  {name}  {}", path.display()));
 }

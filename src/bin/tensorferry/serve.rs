@@ -25,14 +25,14 @@ pub(crate) async fn run(args: ServeArgs, output: &'static Output) -> Result<(), 
         builder = builder.chunk_len(chunk_len);
     }
     if args.ready {
-        builder = builder.on_ready(OnReady::new(|tensor| ready::tell(tensor, output)));
+        builder = builder.on_ready(OnReady::new(|tensor| ready::tell_of_many(tensor, output)));
     }
     for export in &args.export {
         let (name, path) = named_export(export)?;
         builder = builder.export(name, path);
     }
     let server = builder.bind(address).await.map_err(|error| match error {
-        Error::Transport { .. } => Failure::with_hint(
+        Error::Listen { .. } => Failure::with_hint(
             error,
             "choose another port with --listen; port 0 picks a free one",
         ),
