@@ -21,10 +21,12 @@ import harness
 from harness import MIB, Child
 
 SENDER = r"""
-import json, sys, time
+import json, signal, sys, time
 import numpy as np
 import tensorferry
 
+# Whoever is started in the background may be told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 nbytes, count, seed = map(int, sys.argv[1:])
 rng = np.random.default_rng(seed)
 arrays = {f"layer.{i}": rng.integers(0, 256, nbytes // count, np.uint8) for i in range(count)}
