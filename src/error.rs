@@ -168,7 +168,9 @@ impl Error {
             );
         }
         if let Error::Listen { .. } = self {
-            return Some("choose another port; port 0 picks a free one");
+            return Some(
+                "choose another port, or an address of this machine; port 0 picks a free one",
+            );
         }
         if let Error::Source(SourceError::Mutated { .. }) = self {
             return Some(

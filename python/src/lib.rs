@@ -11,6 +11,10 @@ mod runtime;
 mod server;
 mod start;
 #[path = "../../src/bin/tensorferry/target.rs"]
+#[expect(
+    dead_code,
+    reason = "no call here goes without a name, as the verb `list` does"
+)]
 mod target;
 mod transfer;
 

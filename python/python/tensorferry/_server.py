@@ -143,6 +143,8 @@ def serve_model(
     A pull that loses its connection goes on with a snapshot of that later moment: what has come
     is compared with it, and what lands is always one snapshot.
 
+    A pull while the model has no weights, because it is not built yet, fails.
+
     It serves until it is stopped, or until nothing refers to it any more: keep what this returns.
     """
     if model is None:

@@ -2,10 +2,7 @@
 
 use crate::{args::ListArgs, exit::Failure, output::Output, target::Target, units};
 use serde::Serialize;
-use std::{
-    ffi::OsStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tensorferry::{CheckpointSummary, Client, Error, list_folder};
 
 #[derive(Serialize)]
@@ -21,8 +18,7 @@ struct CheckpointEvent<'a> {
 }
 
 pub(crate) async fn run(args: ListArgs, output: &Output) -> Result<(), Failure> {
-    let place = Target::parse(&args.place)?;
-    refuse_bare_port(&args.place, &place)?;
+    let place = Target::parse_place(&args.place)?;
     let checkpoints = match place.clone() {
         Target::Server { authority, name } => Client::new(&authority)?.list(&name).await?,
         Target::Folder(folder) => tokio::task::spawn_blocking(move || list_folder(&folder))
@@ -113,21 +109,4 @@ pub(crate) fn age(unix_seconds: u64) -> String {
         ),
         _ => format!("{} days ago", seconds / 86_400),
     }
-}
-
-/// A push must name a checkpoint, a list need not: what is `host:name` there may be
-/// `host:port` here, and an empty list would mislead.
-fn refuse_bare_port(text: &OsStr, place: &Target) -> Result<(), Error> {
-    let Target::Server { authority, name } = place else {
-        return Ok(());
-    };
-    let is_url = text.to_str().is_some_and(|text| text.contains("://"));
-    if is_url || name.is_empty() || !name.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok(());
-    }
-    Err(Error::Usage(format!(
-        "{:?} may mean a port: write ferry://{authority}:{name}, or ferry://{authority}/{name} for \
-         a checkpoint of that name",
-        text.display()
-    )))
 }

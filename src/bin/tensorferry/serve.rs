@@ -34,7 +34,7 @@ pub(crate) async fn run(args: ServeArgs, output: &'static Output) -> Result<(), 
     let server = builder.bind(address).await.map_err(|error| match error {
         Error::Listen { .. } => Failure::with_hint(
             error,
-            "choose another port with --listen; port 0 picks a free one",
+            "choose another port with --listen, or an address of this machine; port 0 picks a free one",
         ),
         error => error.into(),
     })?;

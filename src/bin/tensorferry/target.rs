@@ -25,6 +25,15 @@ impl Target {
     /// `://` makes a URL; a colon before the first slash `host:name`; else it is a
     /// local path.
     pub(crate) fn parse(text: &OsStr) -> Result<Target, Error> {
+        Target::read(text, false)
+    }
+
+    /// The same where no checkpoint has to be named: `host:7744` is ambiguous then.
+    pub(crate) fn parse_place(text: &OsStr) -> Result<Target, Error> {
+        Target::read(text, true)
+    }
+
+    fn read(text: &OsStr, may_be_nameless: bool) -> Result<Target, Error> {
         let Some(plain) = text.to_str() else {
             return Ok(Target::Folder(Path::new(text).to_owned()));
         };
@@ -54,10 +63,11 @@ impl Target {
                 let digits = name.split(['/', ':']).next().unwrap_or_default();
                 // Nobody can tell whether a name or a port was meant.
                 if !digits.is_empty()
-                    && digits.len() < name.len()
+                    && (may_be_nameless || digits.len() < name.len())
                     && digits.bytes().all(|b| b.is_ascii_digit())
                 {
-                    let rest = name[digits.len() + 1..].trim_start_matches('/');
+                    let rest = name.get(digits.len() + 1..).unwrap_or_default();
+                    let rest = rest.trim_start_matches('/');
                     return Err(Error::Usage(format!(
                         "{plain:?} may mean a port: write ferry://{host}:{digits}/{rest}, or \
                          ferry://{host}/{name} for a checkpoint of that name"
@@ -148,6 +158,17 @@ mod tests {
         ] {
             assert!(matches!(parse(bad), Err(Error::Usage(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn digits_may_be_a_port_where_no_name_is_needed() {
+        let place = |text: &str| Target::parse_place(OsStr::new(text));
+        for bad in ["lab:2024", "[::1]:2024", "lab:7744/run7"] {
+            assert!(matches!(place(bad), Err(Error::Usage(_))), "{bad}");
+        }
+        assert_eq!(place("lab:").unwrap(), server("lab", ""));
+        assert_eq!(place("lab:run7").unwrap(), server("lab", "run7"));
+        assert_eq!(place("ferry://lab/2024").unwrap(), server("lab", "2024"));
     }
 
     #[test]

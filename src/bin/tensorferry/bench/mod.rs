@@ -18,7 +18,7 @@ use crate::{args::BenchArgs, exit::Failure, output::Output, target::Target};
 use tensorferry::Error;
 
 pub(crate) async fn run(args: BenchArgs, output: &Output) -> Result<(), Failure> {
-    match Target::parse(&args.place)? {
+    match Target::parse_place(&args.place)? {
         Target::Folder(folder) => Box::pin(local::run(args, folder, output)).await,
         Target::Server { name, .. } if !name.is_empty() => Err(Error::Usage(format!(
             "a server is measured as a whole: leave /{name} away"
