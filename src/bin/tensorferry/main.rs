@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod choices;
 mod completions;
 mod copy;
 mod demo;

@@ -1,7 +1,8 @@
 //! `rehearse`: the two sides of a transfer that leaves part of its work out, for `bench`.
 
 use crate::{
-    args::{RehearsalArg, RehearseArgs, RehearseSide},
+    args::{RehearseArgs, RehearseSide},
+    choices::RehearsalArg,
     entries,
     exit::Failure,
     interrupt::Interrupt,

@@ -5,7 +5,7 @@ use super::{
     steps::{Ends, Run},
     work::Work,
 };
-use crate::args::RehearsalArg;
+use crate::choices::RehearsalArg;
 use serde::Deserialize;
 use std::{
     ffi::{OsStr, OsString},
